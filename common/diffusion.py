@@ -1,0 +1,200 @@
+"""The diffusion sampler and the terms of the denoising chain's log-likelihood.
+
+A chain of K denoising steps turns prior noise a^K ~ N(0, nu^2 I) into an action, with nu = `prior_std`.
+Each step k = K, K-1, .., 1 has a noise level beta_k in (0, 1), learned, one per action dimension, and two kernels:
+
+    denoising (the policy)      q(a^{k-1} | a^k, s) = N( sqrt(1 - beta_k) a^k + c_k nu f(a^k, s, k),  beta_k nu^2 I )
+    noising (the reference)    pi(a^k | a^{k-1})    = N( sqrt(1 - beta_k) a^{k-1},                    beta_k nu^2 I )
+
+Both are the exact variance-preserving kernels (no Euler step) and share beta. f is the network's output, the drift. The
+factor c_k sets the units of f:
+
+    prediction="action"   c_k = sqrt(abar_{k-1}) beta_k / (1 - abar_k), with abar_k = prod_{i<=k} (1 - beta_i): then
+                          f + sqrt(abar_k) a^k predicts a^0 (in units of nu for f) and the mean is DDPM's posterior mean
+    prediction="noise"    c_k = sqrt(beta_k): f is in units of the step's own standard deviation
+
+With f = 0 the chain is stationary at N(0, nu^2 I). The chain log-likelihood
+
+    l = log p(a^K) + sum_k rho_k,     rho_k = log q(a^{k-1} | a^k, s) - log pi(a^k | a^{k-1})
+
+takes the place of log pi(a | s) in a maximum-entropy algorithm: E[l] >= E[log pi(a | s)], so -E[l] bounds the entropy
+from below (arXiv 2512.02019; the data-processing inequality). The chain lives in an unbounded latent space and knows no
+tanh: the algorithm subtracts the log-determinant of its squashing.
+
+Names: `noising` and `denoising`, never forward and backward. Latents are indexed by noise level; arrays over levels
+put level 0 first. Shapes: B batch (any leading axes), A action dimensions, K denoising steps.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from common.distributions import gaussian_log_prob
+
+PREDICTIONS = ("action", "noise")
+
+# drift_fn(latent [B, A], k, int32 [B] or scalar) -> drift [B, A]: the network with everything else bound.
+DriftFn = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+@struct.dataclass
+class NoiseSchedule:
+    """Noise levels `beta` `[K, A]` (beta[k-1] is beta_k), the prior's standard deviation nu and the choice of c_k."""
+
+    beta: jax.Array
+    prior_std: float = struct.field(pytree_node=False, default=1.0)
+    prediction: str = struct.field(pytree_node=False, default="action")
+
+    @property
+    def num_steps(self) -> int:
+        return self.beta.shape[0]
+
+
+@struct.dataclass
+class DenoisingChain:
+    """One sampled chain per batch row.
+
+    Attributes:
+      latents: `[K+1, B, A]`, latents[k] is a^k.
+      log_ratio: `[K, B]` in nats, log_ratio[k-1] is rho_k.
+      prior_log_prob: `[B]` in nats, log p(a^K).
+    """
+
+    latents: jax.Array
+    log_ratio: jax.Array
+    prior_log_prob: jax.Array
+
+
+def initial_noise_logits(num_steps: int, action_dim: int, first: float = 0.05, last: float = 0.6) -> jax.Array:
+    """Logits b `[K, A]` of noise levels beta = sigmoid(b) spaced linearly from `first` (k = 1) to `last` (k = K).
+
+    With K = 1 the single level is `last`.
+    """
+    beta = jnp.linspace(first, last, num_steps) if num_steps > 1 else jnp.array([last])
+    return jnp.tile(jnp.log(beta / (1.0 - beta))[:, None], (1, action_dim))
+
+
+def level_embedding(k: jax.Array, num_steps: int) -> jax.Array:
+    """sin and cos of (k/K)(pi/2){1, 2, 4, 8}. Level k, int `[...]` -> `[..., 8]`."""
+    angle = (jnp.asarray(k, jnp.float32) / num_steps * (jnp.pi / 2))[..., None] * jnp.array([1.0, 2.0, 4.0, 8.0])
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def drift_coefficient(schedule: NoiseSchedule) -> jax.Array:
+    """c_k for every step, `[K, A]` (see the module docstring)."""
+    beta = schedule.beta
+    if schedule.prediction == "noise":
+        return jnp.sqrt(beta)
+    abar = jnp.cumprod(1.0 - beta, axis=0)
+    abar_before = jnp.concatenate([jnp.ones_like(abar[:1]), abar[:-1]])
+    return jnp.sqrt(abar_before) * beta / (1.0 - abar)
+
+
+def denoising_mean_std(
+    schedule: NoiseSchedule, drift: jax.Array, latent: jax.Array, k: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation of q(a^{k-1} | a^k, s).
+
+    Args:
+      drift: f(a^k, s, k), `[B, A]`.
+      latent: a^k, `[B, A]`.
+      k: the step, in 1 .. K, int scalar or `[B]`.
+
+    Returns: mean `[B, A]`, std `[A]` or `[B, A]`.
+    """
+    beta = schedule.beta[k - 1]
+    mean = jnp.sqrt(1.0 - beta) * latent + drift_coefficient(schedule)[k - 1] * schedule.prior_std * drift
+    return mean, jnp.sqrt(beta) * schedule.prior_std
+
+
+def noising_mean_std(schedule: NoiseSchedule, latent: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation of pi(a^k | a^{k-1}) for `latent` = a^{k-1}; shapes as in `denoising_mean_std`."""
+    beta = schedule.beta[k - 1]
+    return jnp.sqrt(1.0 - beta) * latent, jnp.sqrt(beta) * schedule.prior_std
+
+
+def prior_log_prob(schedule: NoiseSchedule, latent: jax.Array) -> jax.Array:
+    """log p(a^K) of the prior N(0, nu^2 I). `[..., A]` -> `[...]`."""
+    return gaussian_log_prob(latent, jnp.zeros_like(latent), jnp.full_like(latent, schedule.prior_std))
+
+
+def sample_prior(key: jax.Array, schedule: NoiseSchedule, shape: tuple[int, ...]) -> jax.Array:
+    """a^K ~ N(0, nu^2 I), `[*shape, A]`. The key is consumed."""
+    return schedule.prior_std * jax.random.normal(key, (*shape, schedule.beta.shape[1]))
+
+
+def denoise_step(
+    key: jax.Array, drift_fn: DriftFn, schedule: NoiseSchedule, latent: jax.Array, k: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One reparameterised denoising step from a^k. The key is consumed.
+
+    Returns: a^{k-1} `[B, A]`, log q(a^{k-1} | a^k, s) `[B]` and log pi(a^k | a^{k-1}) `[B]`, differentiable with
+    respect to the drift's parameters and beta through the mean, the std and pi.
+    """
+    mean, std = denoising_mean_std(schedule, drift_fn(latent, k), latent, k)
+    next_latent = mean + std * jax.random.normal(key, latent.shape)
+    log_denoise = gaussian_log_prob(next_latent, mean, std)
+    log_noise = gaussian_log_prob(latent, *noising_mean_std(schedule, next_latent, k))
+    return next_latent, log_denoise, log_noise
+
+
+def sample_chain(key: jax.Array, drift_fn: DriftFn, schedule: NoiseSchedule, shape: tuple[int, ...]) -> DenoisingChain:
+    """Samples a whole chain from the prior for `shape` batch rows. The key is consumed."""
+    prior_key, *step_keys = jax.random.split(key, schedule.num_steps + 1)
+    last = sample_prior(prior_key, schedule, shape)
+
+    def step(latent, key_and_k):
+        step_key, k = key_and_k
+        next_latent, log_denoise, log_noise = denoise_step(step_key, drift_fn, schedule, latent, k)
+        return next_latent, (next_latent, log_denoise - log_noise)
+
+    steps = jnp.arange(1, schedule.num_steps + 1)
+    _, (latents, log_ratio) = jax.lax.scan(step, last, (jnp.stack(step_keys), steps), reverse=True, unroll=True)
+    return DenoisingChain(
+        latents=jnp.concatenate([latents, last[None]]),
+        log_ratio=log_ratio,
+        prior_log_prob=prior_log_prob(schedule, last),
+    )
+
+
+def deterministic_chain(drift_fn: DriftFn, schedule: NoiseSchedule, shape: tuple[int, ...]) -> jax.Array:
+    """a^0 `[*shape, A]` of the chain of means, started from a^K = 0: the deterministic policy."""
+
+    def step(latent, k):
+        mean, _ = denoising_mean_std(schedule, drift_fn(latent, k), latent, k)
+        return mean, None
+
+    start = jnp.zeros((*shape, schedule.beta.shape[1]), schedule.beta.dtype)
+    steps = jnp.arange(1, schedule.num_steps + 1)
+    return jax.lax.scan(step, start, steps, reverse=True, unroll=True)[0]
+
+
+def chain_log_probs(drift_fn: DriftFn, schedule: NoiseSchedule, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """log q(a^{k-1} | a^k, s) and log pi(a^k | a^{k-1}) of given latents `[K+1, B, A]`; each `[K, B]`, k = 1 first."""
+
+    def step(_, inputs):
+        before, after, k = inputs
+        mean, std = denoising_mean_std(schedule, drift_fn(before, k), before, k)
+        log_denoise = gaussian_log_prob(after, mean, std)
+        log_noise = gaussian_log_prob(before, *noising_mean_std(schedule, after, k))
+        return None, (log_denoise, log_noise)
+
+    steps = jnp.arange(1, schedule.num_steps + 1)
+    return jax.lax.scan(step, None, (latents[1:], latents[:-1], steps), unroll=True)[1]
+
+
+def chain_log_likelihood(chain: DenoisingChain) -> jax.Array:
+    """l = log p(a^K) + sum_k rho_k, `[B]` in nats, before the squashing's log-determinant is subtracted."""
+    return chain.prior_log_prob + chain.log_ratio.sum(axis=0)
+
+
+def path_kl_per_dimension(num_steps: int, prior_std: float, std: float) -> float:
+    """Smallest gap E[l] - E[log pi], in nats per dimension, of a chain that aims at a Gaussian of deviation `std`.
+
+    (K+1)/2 (r - 1 - log r) with r = (nu^2 / std^2)^(1/(K+1)): zero at std = nu, shrinking as K grows.
+    """
+    log_r = 2.0 * math.log(prior_std / std) / (num_steps + 1)
+    return (num_steps + 1) / 2 * (math.exp(log_r) - 1.0 - log_r)

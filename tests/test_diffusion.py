@@ -1,0 +1,168 @@
+"""The sampler and the chain's log-likelihood terms against what is known in closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common import diffusion
+from common.distributions import gaussian_kl, gaussian_log_prob, tanh_log_det
+
+MEANS = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.5], [0.0, -2.5]])
+SIGMA = 0.4
+
+
+def mixture_log_density(x):
+    """Four equal Gaussians of standard deviation 0.4, normalised: log Z = 0. `[..., 2]` -> `[...]`."""
+    parts = gaussian_log_prob(x[..., None, :], jnp.asarray(MEANS, x.dtype), jnp.full((2,), SIGMA, x.dtype))
+    return jax.nn.logsumexp(parts, axis=-1) - jnp.log(4.0)
+
+
+def zero_drift(latent, k):
+    return jnp.zeros_like(latent)
+
+
+@pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
+@pytest.mark.parametrize("x64, tolerance", [(False, 1e-4), (True, 1e-10)])
+def test_identity_1_zero_drift_telescopes(prediction, x64, tolerance):
+    """f = 0: sum_k rho_k = log p(a^0) - log p(a^K) for any beta in [0.01, 0.99]."""
+    with jax.enable_x64(x64):
+        dtype = jnp.float64 if x64 else jnp.float32
+        for seed in range(5):
+            beta_key, chain_key = jax.random.split(jax.random.key(seed))
+            beta = jax.random.uniform(beta_key, (8, 3), dtype, 0.01, 0.99)
+            schedule = diffusion.NoiseSchedule(beta, prior_std=1.5, prediction=prediction)
+            chain = diffusion.sample_chain(chain_key, zero_drift, schedule, (256,))
+            assert chain.latents.dtype == dtype
+            difference = diffusion.prior_log_prob(schedule, chain.latents[0]) - chain.prior_log_prob
+            np.testing.assert_allclose(chain.log_ratio.sum(0), difference, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("drift_scale", [0.0, 0.2])
+def test_identity_2_known_normaliser(drift_scale):
+    """w = Q/tau - l has E[exp w] = Z within 2 % from 10^6 chains and E[w] <= log Z, whatever the drift."""
+    weights_key, chain_key = jax.random.split(jax.random.key(1))
+    weights = drift_scale * jax.random.normal(weights_key, (2, 2))
+
+    def drift_fn(latent, k):
+        return jnp.tanh(latent @ weights) * jnp.sin(1.0 + k)
+
+    beta = jax.nn.sigmoid(diffusion.initial_noise_logits(8, 2))
+    schedule = diffusion.NoiseSchedule(beta, prior_std=1.5)
+
+    @jax.jit
+    def log_weights(key):
+        chain = diffusion.sample_chain(key, drift_fn, schedule, (100_000,))
+        return mixture_log_density(chain.latents[0]) - diffusion.chain_log_likelihood(chain)
+
+    w = np.concatenate([log_weights(key) for key in jax.random.split(chain_key, 10)]).astype(np.float64)
+    assert abs(np.exp(w).mean() - 1.0) < 0.02
+    assert w.mean() < 0.0
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.4])
+def test_identity_4_entropy_bound_is_the_path_kl(slope):
+    """A linear drift makes the path jointly Gaussian: H(a^0) + E[l] equals the closed-form KL between the two paths."""
+    num_steps, prior_std = 5, 1.3
+    beta = np.linspace(0.1, 0.7, num_steps)
+    schedule = diffusion.NoiseSchedule(jnp.asarray(beta)[:, None], prior_std, prediction="noise")
+    chain = diffusion.sample_chain(jax.random.key(3), lambda latent, k: -slope * latent, schedule, (1_000_000,))
+    measured = float(diffusion.chain_log_likelihood(chain).mean(dtype=jnp.float32))
+
+    # a^{k-1} = g_k a^k + s_k eps. In float64: every level's marginal variance, then the expected log-ratios.
+    gain = np.sqrt(1 - beta) - slope * np.sqrt(beta) * prior_std
+    variance = np.zeros(num_steps + 1)
+    variance[num_steps] = prior_std**2
+    for k in range(num_steps, 0, -1):
+        variance[k - 1] = gain[k - 1] ** 2 * variance[k] + beta[k - 1] * prior_std**2
+    expected = -0.5 * np.log(2 * np.pi * prior_std**2) - 0.5
+    for k in range(1, num_steps + 1):
+        s2 = beta[k - 1] * prior_std**2
+        # E[(a^k - sqrt(1 - beta) a^{k-1})^2] with Cov(a^k, a^{k-1}) = g_k Var(a^k)
+        residual = (
+            variance[k] - 2 * np.sqrt(1 - beta[k - 1]) * gain[k - 1] * variance[k] + (1 - beta[k - 1]) * variance[k - 1]
+        )
+        expected += -0.5 + 0.5 * residual / s2
+    entropy = 0.5 * np.log(2 * np.pi * np.e * variance[0])
+
+    # The same path KL from the joint covariances: KL( q(a^0..a^K) || marginal(a^0) pi(a^1 | a^0) .. ).
+    path = np.eye(num_steps + 1)  # a^K and the noises of the steps, as columns
+    q_rows = [path[0] * prior_std]
+    for k in range(num_steps, 0, -1):
+        q_rows.append(gain[k - 1] * q_rows[-1] + path[num_steps - k + 1] * np.sqrt(beta[k - 1]) * prior_std)
+    q_cov = np.stack(q_rows[::-1]) @ np.stack(q_rows[::-1]).T
+    p_rows = [path[0] * np.sqrt(variance[0])]
+    for k in range(1, num_steps + 1):
+        p_rows.append(np.sqrt(1 - beta[k - 1]) * p_rows[-1] + path[k] * np.sqrt(beta[k - 1]) * prior_std)
+    p_cov = np.stack(p_rows) @ np.stack(p_rows).T
+    logdet = np.linalg.slogdet
+    path_kl = 0.5 * (np.trace(np.linalg.solve(p_cov, q_cov)) - num_steps - 1 + logdet(p_cov)[1] - logdet(q_cov)[1])
+
+    np.testing.assert_allclose(entropy + expected, path_kl, atol=1e-10)
+    np.testing.assert_allclose(measured, expected, atol=5e-3)
+    if slope == 0.0:
+        assert abs(path_kl) < 1e-10
+    else:
+        assert path_kl > 0.05
+
+
+def test_action_prediction_is_ddpm_posterior_mean():
+    """The denoising mean is DDPM's posterior mean given a^k and the predicted a^0 (2006.11239, eq. 7)."""
+    with jax.enable_x64(True):
+        beta = jnp.linspace(0.05, 0.6, 4)[:, None]
+        schedule = diffusion.NoiseSchedule(beta, 1.0, "action")
+        latent, drift = jnp.array([[0.7]]), jnp.array([[-0.3]])
+        abar = np.concatenate([[1.0], np.cumprod(1 - np.asarray(beta)[:, 0])])
+        for k in range(1, 5):
+            b = float(beta[k - 1, 0])
+            prediction = float(drift[0, 0]) + np.sqrt(abar[k]) * 0.7
+            posterior = np.sqrt(abar[k - 1]) * b / (1 - abar[k]) * prediction
+            posterior += np.sqrt(1 - b) * (1 - abar[k - 1]) / (1 - abar[k]) * 0.7
+            mean, std = diffusion.denoising_mean_std(schedule, drift, latent, k)
+            np.testing.assert_allclose(mean[0, 0], posterior, rtol=1e-12)
+            np.testing.assert_allclose(std[0], np.sqrt(b), rtol=1e-12)
+        assert float(diffusion.drift_coefficient(schedule)[0, 0]) == pytest.approx(1.0)
+
+
+def test_chain_log_probs_match_the_sampled_chain():
+    beta = jax.nn.sigmoid(diffusion.initial_noise_logits(6, 2))
+    schedule = diffusion.NoiseSchedule(beta)
+
+    def drift_fn(latent, k):
+        return jnp.sin(latent) * jnp.cos(jnp.asarray(k, jnp.float32))
+
+    chain = diffusion.sample_chain(jax.random.key(0), drift_fn, schedule, (32,))
+    log_denoise, log_noise = diffusion.chain_log_probs(drift_fn, schedule, chain.latents)
+    np.testing.assert_allclose(log_denoise - log_noise, chain.log_ratio, rtol=1e-4, atol=1e-4)
+
+
+def test_deterministic_chain_follows_the_means():
+    schedule = diffusion.NoiseSchedule(jnp.array([[0.2], [0.5]]), 1.0, "noise")
+    latent = 0.0
+    for beta in (0.5, 0.2):
+        latent = np.sqrt(1 - beta) * latent + np.sqrt(beta) * 0.9
+    result = diffusion.deterministic_chain(lambda latent, k: jnp.full_like(latent, 0.9), schedule, (3,))
+    np.testing.assert_allclose(result, np.full((3, 1), latent), rtol=1e-6)
+
+
+def test_initial_noise_levels():
+    beta = jax.nn.sigmoid(diffusion.initial_noise_logits(4, 2, 0.05, 0.6))
+    np.testing.assert_allclose(beta[:, 0], [0.05, 0.2333333, 0.4166667, 0.6], rtol=1e-5)
+    np.testing.assert_allclose(jax.nn.sigmoid(diffusion.initial_noise_logits(1, 3)), np.full((1, 3), 0.6), rtol=1e-5)
+
+
+def test_tanh_log_det_is_stable():
+    x = jnp.array([[0.0], [1.5], [-30.0], [30.0]])
+    expected = [0.0, np.log(1 - np.tanh(1.5) ** 2), 2 * (np.log(2) - 30), 2 * (np.log(2) - 30)]
+    np.testing.assert_allclose(tanh_log_det(x), expected, rtol=1e-6)
+
+
+def test_gaussian_kl_by_hand():
+    kl = gaussian_kl(jnp.array([1.0]), jnp.array([2.0]), jnp.array([0.0]), jnp.array([1.0]))
+    np.testing.assert_allclose(kl, -np.log(2) + 4 / 2 + 1 / 2 - 1 / 2, rtol=1e-6)
+
+
+def test_path_kl_per_dimension():
+    """The values of the default target entropy: 1.78 in all at K = 8 for the std at SAC's target, 0 at std = nu."""
+    assert 1 + diffusion.path_kl_per_dimension(8, 1.0, 0.089) == pytest.approx(1.78, abs=0.01)
+    assert diffusion.path_kl_per_dimension(8, 0.3, 0.3) == pytest.approx(0.0, abs=1e-12)
