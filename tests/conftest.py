@@ -1,5 +1,7 @@
-"""Test settings: typed keys and no reuse of a key anywhere (identity 12), on the CPU."""
+"""Test settings: on the CPU, two workers side by side (`pytest -n 2`), one thread each."""
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("NPROC", "1")
