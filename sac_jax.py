@@ -53,6 +53,10 @@ class Args:
     """where the run's folder is made"""
     exp_name: str = "sac_jax"
     """name of this experiment, part of the folder's name"""
+    checkpoint_frequency: int = 10_000
+    """environment steps between checkpoints; 0: only at the end"""
+    resume: str | None = None
+    """folder of a run: continue it there, with the arguments stored in it"""
     evaluate: str | None = None
     """folder of a finished run: evaluate its agents instead of training"""
 
@@ -321,7 +325,7 @@ def main(args):
     env = envs.make_env(args.env_id, args.num_envs, args.num_seeds, args.env_kwargs)
     evaluator = evaluation.Evaluator(args, sample_action, deterministic_action)
     with runs.Run(args, env, learning_starts=args.learning_starts) as run:
-        state = jax.jit(jax.vmap(partial(init_state, args, env)))(run.keys)
+        state = run.restore(jax.jit(jax.vmap(partial(init_state, args, env)))(run.keys))
         run.header(
             parameters=state.agent.actor_params,
             buffer=replay.num_bytes(replay.capacity(args.buffer_size, args.num_envs), transition_row(env)),
@@ -329,10 +333,11 @@ def main(args):
         chunk = run.compile(train_chunk, args, env, state, jnp.int32(0))
         for step in run.chunks():
             state, log = chunk(state, jnp.int32(step))
-            step = run.log(step, log)
+            step = run.log(step, log, state)
             if step % args.eval_frequency == 0:
                 run.log_evaluation(step, evaluator(state.agent, step))
-        run.finish(state.agent, evaluator)
+            run.checkpoint(step, state)
+        run.finish(state, evaluator)
 
 
 if __name__ == "__main__":

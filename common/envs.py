@@ -25,7 +25,7 @@ import numpy as np
 from flax import struct
 from jax.experimental import io_callback
 
-from common import UserError
+from common import UserError, host_state
 
 # Computations that wait for a host callback must not occupy the thread that dispatches others.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -158,6 +158,8 @@ class GymnasiumEnv:
 
     def step(self, env_state: EnvState, action: jax.Array) -> tuple[EnvState, TimeStep]:
         """One step of the N environments with actions `[N, A]` in [-1, 1]."""
+        # An agent whose parameters are no longer finite must not break the environment it shares a process with.
+        action = jnp.where(jnp.isfinite(action), action, 0.0)
         obs, final_obs, reward, terminated, truncated = self._step_call(action)
         episode_return = env_state.episode_return + reward
         episode_length = env_state.episode_length + 1
@@ -167,6 +169,31 @@ class GymnasiumEnv:
 
     def close(self) -> None:
         self.envs.close()
+
+    def save_host(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """What the host holds of the S x N environments, as JSON and arrays. See `common.host_state`."""
+        encoder = host_state.Encoder()
+        try:
+            return {"envs": [encoder.environment(env) for env in self.envs.envs]}, encoder.arrays
+        except host_state.NotSaveable as error:
+            return {"not_saveable": str(error)}, []
+
+    def restore_host(self, saved: dict[str, Any], arrays: list[np.ndarray]) -> str | None:
+        """Continues the saved episodes; the environments must have been reset before.
+
+        Returns None, or why it is impossible: then the environments are unusable until the next `reset`.
+        """
+        if "not_saveable" in saved:
+            return saved["not_saveable"]
+        if not host_state.works(lambda: make_gymnasium(self.env_id, self.env_kwargs)):
+            return "it keeps a part of its state where it cannot be seen"
+        decoder = host_state.Decoder(arrays)
+        try:
+            for env, layers in zip(self.envs.envs, saved["envs"], strict=True):
+                decoder.environment(env, layers)
+        except host_state.NotSaveable as error:
+            return str(error)
+        return None
 
     # ---- the host's side: arrays with leading axes (N,) for one agent, (S, N) for all of them
 

@@ -4,21 +4,32 @@ runs/{env_id}__{exp_name}__{seed}__{time}/
   args.json       every argument; `script` names the algorithm's file
   versions.json   git commit, versions of the libraries, device
   scalars.csv     global_step,wall_time,seed,tag,value: everything that TensorBoard shows, flushed at every log
-  events.*        TensorBoard (one file per seed, in seed_*/ where there are several)
+  events.*        TensorBoard (one file per seed and start, in seed_*/ where there are several seeds)
+  checkpoints/    the last two states of the whole run, for --resume (see `common.checkpoints`)
+  agent.msgpack   with every checkpoint: the agents, for --evaluate and `common.evaluation.load_agent`
   summary.json    at the end: evaluations, speed, memory
-  agent.msgpack   at the end: the agents, for --evaluate and `common.evaluation.load_agent`
+  nan_*.npz       the state of a seed that was stopped because a number was not finite
+  lock            held by the process that trains here
 """
 
+import argparse
+import contextlib
 import dataclasses
 import datetime
 import errno
+import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import resource
+import shlex
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,12 +40,27 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import struct
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
-from common import UserError, envs, evaluation
+from common import UserError, checkpoints, envs, evaluation
 
-ZERO_IS_FINE = {"seed", "learning_starts", "tau", "alpha", "gamma", "target_entropy_scale"}
+ZERO_IS_FINE = {"seed", "learning_starts", "tau", "alpha", "gamma", "target_entropy_scale", "checkpoint_frequency"}
+
+# What --resume may change: how long, and what is logged and kept. An algorithm may fix more of it by a property
+# `fixed_on_resume`, a dictionary from field to reason.
+MAY_CHANGE = {
+    "total_timesteps",
+    "log_frequency",
+    "eval_frequency",
+    "checkpoint_frequency",
+    "capture_video",
+    "track",
+    "wandb_project_name",
+    "wandb_entity",
+}
 
 
 # ---------------------------------------------------------------------------------------------------------- arguments
@@ -73,25 +99,69 @@ def check_arguments(args: Any) -> None:
         )
 
 
+class RunFolderError(Exception):
+    """The run's folder can no longer be written. The scripts print it as one line and exit with status 1."""
+
+
 def start(Args: type, main: Callable, evaluate: Callable) -> None:
-    """Runs a script: parses the command line, then trains or evaluates. Bad input is one line and exit status 2."""
+    """Runs a script: parses the command line, then trains or evaluates.
+
+    Exit status: 0 finished, 1 the run's folder can no longer be written, 2 bad input, 3 a seed was stopped because a
+    number was not finite, 130 and 143 interrupted by SIGINT and SIGTERM.
+    """
     envs.prefer_headless_rendering()
     sys.modules.setdefault(Path(sys.argv[0]).stem, sys.modules["__main__"])  # one copy of the script, not two
     try:
-        args = tyro.cli(Args, description=sys.modules["__main__"].__doc__)
+        args = parse(Args, sys.argv[1:])
         if args.evaluate is not None:
-            stored, module = evaluation.read_run(args.evaluate)
-            check(
-                Path(module.__file__).samefile(sys.modules["__main__"].__file__),
-                f"{args.evaluate!r} was made by {module.__name__}.py: evaluate it with that script",
-            )
-            stored = dataclasses.replace(stored, eval_episodes=args.eval_episodes)
+            stored = dataclasses.replace(read_run(args.evaluate), eval_episodes=args.eval_episodes)
             evaluate(args.evaluate, stored, args)
         else:
             main(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RunFolderError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def parse(Args: type, words: list[str]) -> Any:
+    """The arguments of a command line. With --resume those stored in the run's folder, changed as far as they may be.
+
+    Raises UserError.
+    """
+    description = sys.modules["__main__"].__doc__
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--resume")
+    try:
+        run = finder.parse_known_args(words)[0].resume
+    except argparse.ArgumentError:
+        run = None  # --resume without a folder: the real parser says so
+    if run is None or "--help" in words or "-h" in words:
+        return tyro.cli(Args, description=description, args=words)
+    stored = dataclasses.replace(read_run(run), resume=run)
+    args = tyro.cli(Args, description=description, default=stored, args=words)
+    check(args.evaluate is None, "--resume and --evaluate exclude each other")
+    reasons = getattr(stored, "fixed_on_resume", {})
+    for field in dataclasses.fields(args):
+        flag, old, new = field.name.replace("_", "-"), getattr(stored, field.name), getattr(args, field.name)
+        if old != new and (field.name not in MAY_CHANGE or field.name in reasons):
+            because = f" ({reasons[field.name]})" if field.name in reasons else ""
+            raise UserError(f"--{flag} {new} conflicts with {run!r}, which was begun with {old}{because}")
+    return args
+
+
+def read_run(run: str) -> Any:
+    """The arguments stored in a run folder of this script. Raises UserError."""
+    stored, module = evaluation.read_run(run)
+    check(
+        Path(module.__file__).samefile(sys.modules["__main__"].__file__),
+        f"{run!r} was made by {module.__name__}.py: use that script",
+    )
+    return stored
 
 
 # ---------------------------------------------------------------------------------------------------------------- run
@@ -99,16 +169,22 @@ def start(Args: type, main: Callable, evaluate: Callable) -> None:
 
 @struct.dataclass
 class StepLog:
-    """What one training step of one agent reports: its N environments' episodes and its metrics by tag."""
+    """What one training step of one agent reports: its N environments' episodes and its metrics by tag.
+
+    `finite` is false where an environment returned an observation or a reward that is not a finite number.
+    """
 
     done: jax.Array
     episode_return: jax.Array
     episode_length: jax.Array
+    finite: jax.Array
     metrics: dict[str, jax.Array]
 
     @classmethod
     def of(cls, time_step: envs.TimeStep, metrics: dict[str, jax.Array]) -> "StepLog":
-        return cls(time_step.done, time_step.episode_return, time_step.episode_length, metrics)
+        obs = jnp.isfinite(time_step.obs) & jnp.isfinite(time_step.final_obs)
+        finite = obs.all(axis=-1) & jnp.isfinite(time_step.reward)
+        return cls(time_step.done, time_step.episode_return, time_step.episode_length, finite, metrics)
 
 
 def scan_agents(train_step: Callable, states: Any, steps: jax.Array) -> tuple[Any, Any]:
@@ -127,55 +203,145 @@ class Run:
     """One training run and its folder. Use as a context manager; the comments of `main` in a script show the order.
 
     Args:
-      args: the script's arguments (frozen dataclass).
+      args: the script's arguments (frozen dataclass). With `resume` the run goes on in that folder.
       env: the training environments.
       learning_starts: metrics and steps/s count from this environment step on.
 
     Attributes:
       folder: the run's folder.
       seeds: `[S]`; keys: typed PRNG keys `[S]`, one per seed.
+      step: environment steps taken.
+      stopped: by index of a seed that was stopped because a number was not finite, what happened.
 
     Raises:
-      UserError: the folder cannot be made.
+      UserError: the folder cannot be made, or another process trains in it.
     """
 
     def __init__(self, args: Any, env: envs.GymnasiumEnv, learning_starts: int = 0):
         self.args, self.env, self.learning_starts = args, env, learning_starts
         self.seeds = args.seed + np.arange(args.num_seeds)
         self.keys = jax.vmap(jax.random.key)(jnp.asarray(self.seeds))
-        seeds = f"{args.seed}" if args.num_seeds == 1 else f"{args.seed}-{self.seeds[-1]}"
-        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = f"{args.env_id}__{args.exp_name}__{seeds}__{stamp}".replace("/", "-").replace(":", "-")
-        self.folder = _new_folder(Path(args.runs_folder), name)
-        script = Path(sys.modules[type(args).__module__].__file__).stem
-        _write_json(self.folder / "args.json", {"script": script, **dataclasses.asdict(args)})
         self.versions = versions()
-        _write_json(self.folder / "versions.json", self.versions)
-        if args.track:
-            _start_wandb(args, name)
-        self.csv = (self.folder / "scalars.csv").open("a", buffering=1)
-        self.csv.write("global_step,wall_time,seed,tag,value\n")
-        self.writers = [
-            SummaryWriter(str(self.folder if args.num_seeds == 1 else self.folder / f"seed_{seed}"))
-            for seed in self.seeds
-        ]
+        if args.resume is None:
+            seeds = f"{args.seed}" if args.num_seeds == 1 else f"{args.seed}-{self.seeds[-1]}"
+            stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+            name = f"{args.env_id}__{args.exp_name}__{seeds}__{stamp}".replace("/", "-").replace(":", "-")
+            self.folder = _new_folder(Path(args.runs_folder), name)
+        else:
+            self.folder = Path(args.resume)
+        self.script = Path(sys.modules[type(args).__module__].__file__).stem
+        self.step = 0
+        self.checkpoints = checkpoints.Checkpoints(
+            self.folder, on_done=lambda state: evaluation.write_agents(self.folder / "agent.msgpack", state.agent)
+        )
+        self._lock = _lock(self.folder)
+        if args.resume is None:
+            with self._writing():
+                self._write_args()
+                _write_json(self.folder / "versions.json", self.versions)
+        self.wandb = _start_wandb(args, self.folder.resolve().name) if args.track else None
+        self.csv: Any = None
+        self.events: list[EventsWriter] = []
         self.begin = time.time()
-        self.evaluations: list[dict[str, np.ndarray]] = []
+        # What a checkpoint keeps of these is in `_progress_so_far`.
+        self.evaluations: list[dict[str, list[float]]] = []
+        self.stopped: dict[int, dict[str, Any]] = {}
         self.last_return = float("nan")
-        self.compile_seconds = 0.0
         self.learning_seconds, self.learning_steps = 0.0, 0
+        self.wall_seconds, self.checkpoint_seconds = 0.0, 0.0
+        self.compile_seconds = 0.0
         self.progress: Progress | None = None
+        self.signals = Signals(self.say)
 
     def __enter__(self) -> "Run":
+        self.signals.install()
         return self
 
     def __exit__(self, *exception) -> None:
         if self.progress:
             self.progress.close()
-        self.csv.close()
-        for writer in self.writers:
-            writer.close()
+        for file in (self.csv, *self.events):
+            with contextlib.suppress(OSError):  # a full disk was reported before
+                if file:
+                    file.close()
+        with contextlib.suppress(Exception):
+            self.checkpoints.wait()
         self.env.close()
+        self.signals.remove()
+        os.close(self._lock)
+
+    def restore(self, state: Any) -> Any:
+        """Opens the logs. With --resume returns the state of the last intact checkpoint, without it `state` as it is.
+
+        Raises:
+          UserError: no checkpoint is intact, or the checkpoint does not fit the arguments.
+        """
+        restored = None
+        if self.args.resume is not None:
+            self._compare_versions()
+            restored = self.checkpoints.restore(state, self.say)
+        log_bytes = None
+        if restored is not None:
+            state, host, arrays = restored
+            self.step, log_bytes = host["step"], host["scalars_bytes"]
+            for name, value in host["run"].items():
+                setattr(self, name, value)
+            self.stopped = {int(agent): what for agent, what in host["run"]["stopped"].items()}
+            check(
+                self.step % self.args.log_frequency == 0,
+                f"--log-frequency {self.args.log_frequency} must divide the checkpoint's step {self.step}",
+            )
+            check(
+                self.step <= self.args.total_timesteps,
+                f"--total-timesteps {self.args.total_timesteps} is below the checkpoint's step {self.step}",
+            )
+            why = self.env.restore_host(host["env"], arrays)
+            if why is not None:
+                keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.keys, self.step)
+                env_state, obs = jax.jit(jax.vmap(self.env.reset))(keys)
+                state = state.replace(env_state=env_state, obs=obs)
+                self.say(f"the state of {self.args.env_id} cannot be saved ({why}): it begins a new episode")
+        if self.args.resume is not None:
+            self.say(f"resumed at step {self.step:,}" if restored else "no checkpoint yet: starts from the beginning")
+        with self._writing():
+            if self.args.resume is not None:
+                self._write_args()  # with what was changed
+            self._open_logs(log_bytes)
+        return state
+
+    def _write_args(self) -> None:
+        stored = {"script": self.script, **dataclasses.asdict(self.args), "resume": None}
+        _write_json(self.folder / "args.json", stored)
+
+    def _open_logs(self, log_bytes: int | None) -> None:
+        path = self.folder / "scalars.csv"
+        if self.args.resume is not None and path.exists():
+            _cut_scalars(path, log_bytes, self.step if self.checkpoints.step is not None else -1)
+        self.csv = path.open("a", buffering=1)
+        if self.csv.tell() == 0:
+            self.csv.write(SCALARS_HEADER)
+        for seed in self.seeds:
+            folder = self.folder if self.args.num_seeds == 1 else self.folder / f"seed_{seed}"
+            folder.mkdir(exist_ok=True)
+            self.events.append(EventsWriter(str(folder / "events")))
+            if self.args.resume is not None:
+                # TensorBoard drops what an earlier file has from this step on.
+                purge = self.step + 1 if self.checkpoints.step is not None else 0
+                self.events[-1].write_event(Event(step=purge, file_version="brain.Event:2"))
+                self.events[-1].write_event(Event(step=purge, session_log=SessionLog(status=SessionLog.START)))
+
+    def _compare_versions(self) -> None:
+        try:
+            before = json.loads((self.folder / "versions.json").read_text())
+        except (OSError, ValueError):
+            return
+        changed = {k: v for k, v in self.versions.items() if before.get(k) != v and k not in ("git_dirty", "platform")}
+        if changed:
+            listed = ", ".join(f"{name} {before.get(name)} -> {value}" for name, value in changed.items())
+            self.say(f"not the versions that this run began with, so its numbers may differ: {listed}")
+            before.setdefault("resumed", []).append(self.versions)
+            with self._writing():
+                _write_json(self.folder / "versions.json", before)
 
     def header(self, parameters: Any, buffer: int = 0) -> None:
         """Says what is about to run. `parameters`: the policy's; `buffer`: bytes of replay per seed."""
@@ -209,89 +375,213 @@ class Run:
         return compiled
 
     def chunks(self) -> Iterator[int]:
-        """The environment step at which each chunk begins."""
-        self.progress = Progress(self.args.total_timesteps)
-        for step in range(0, self.args.total_timesteps, self.args.log_frequency):
+        """The environment step at which each chunk begins. Ends early after a signal or once every seed was stopped."""
+        self.progress = Progress(self.args.total_timesteps, self.step)
+        for step in range(self.step, self.args.total_timesteps, self.args.log_frequency):
+            if self.signals.stop or len(self.stopped) == len(self.seeds):
+                return
             self.chunk_begin = time.time()
             yield step
 
-    def log(self, step: int, log: StepLog) -> int:
+    def log(self, step: int, log: StepLog, state: Any) -> int:
         """Writes what a chunk that began at `step` reports, leaves `[T, S, ..]`; returns the step at its end.
 
-        Waits for the chunk, so that the time measured is the chunk's.
+        Waits for the chunk, so that the time measured is the chunk's. Stops the seeds whose numbers are not finite.
+
+        Args:
+          state: the training state after the chunk.
         """
         log = jax.device_get(log)
         if self.env.error:
             raise self.env.error
         seconds = time.time() - self.chunk_begin
-        end = step + self.args.log_frequency
+        self.step = end = step + self.args.log_frequency
         if step >= self.learning_starts:
             self.learning_seconds += seconds
             self.learning_steps += self.args.log_frequency
-        for t, s, n in np.argwhere(log.done):
-            at = step + (t + 1) * self.args.num_envs
-            self.last_return = float(log.episode_return[t, s, n])
-            self.scalar(at, s, "charts/episodic_return", self.last_return)
-            self.scalar(at, s, "charts/episodic_length", float(log.episode_length[t, s, n]))
         steps = step + self.args.num_envs * np.arange(log.done.shape[0])
         learned = steps >= self.learning_starts
-        for s in range(len(self.seeds)):
-            if learned.any():
-                for tag, values in log.metrics.items():
-                    self.scalar(end, s, tag, float(values[learned, s].mean(dtype=np.float64)))
-            self.scalar(end, s, "charts/SPS", self.args.log_frequency / seconds)
+        with self._writing():
+            self._check_folder()
+            self.checkpoints.check()
+            self._check_finite(step, log, learned, state)
+            for t, s, n in np.argwhere(log.done):
+                if s not in self.stopped:
+                    at = step + (t + 1) * self.args.num_envs
+                    self.last_return = float(log.episode_return[t, s, n])
+                    self.scalar(at, s, "charts/episodic_return", self.last_return)
+                    self.scalar(at, s, "charts/episodic_length", float(log.episode_length[t, s, n]))
+            for s in self._running():
+                if learned.any():
+                    for tag, values in log.metrics.items():
+                        self.scalar(end, s, tag, float(values[learned, s].mean(dtype=np.float64)))
+                self.scalar(end, s, "charts/SPS", self.args.log_frequency / seconds)
+            self._flush()
         self.progress.update(end, self.last_return)
         return end
 
     def log_evaluation(self, step: int, results: dict[str, dict[str, np.ndarray]]) -> None:
         """Writes an evaluation (see `evaluation.Evaluator`)."""
-        self.evaluations.append({policy: result["return"].mean(axis=1) for policy, result in results.items()})
-        for policy, result in results.items():
-            for s in range(len(self.seeds)):
-                self.scalar(step, s, f"eval/episodic_return_{policy}", float(result["return"][s].mean()))
-                self.scalar(step, s, f"eval/episodic_length_{policy}", float(result["length"][s].mean()))
+        self.evaluations.append(
+            {policy: [float(x.mean()) for x in result["return"]] for policy, result in results.items()}
+        )
+        with self._writing():
+            for policy, result in results.items():
+                for s in self._running():
+                    self.scalar(step, s, f"eval/episodic_return_{policy}", self.evaluations[-1][policy][s])
+                    self.scalar(step, s, f"eval/episodic_length_{policy}", float(result["length"][s].mean()))
+            self._flush()
 
     def scalar(self, step: int, agent: int, tag: str, value: float) -> None:
         """Writes one value of agent number `agent`."""
-        self.csv.write(f"{step},{time.time():.3f},{self.seeds[agent]},{tag},{value!r}\n")
-        self.writers[agent].add_scalar(tag, value, step)
+        now = time.time()
+        self.csv.write(f"{step},{now:.3f},{self.seeds[agent]},{tag},{value!r}\n")
+        self.events[agent].write_event(Event(wall_time=now, step=int(step), summary=summary.scalar(tag, value)))
+        if self.wandb:
+            prefix = "" if len(self.seeds) == 1 else f"seed_{self.seeds[agent]}/"
+            self.wandb.log({prefix + tag: value, "global_step": int(step)})
 
-    def finish(self, agents: Any, evaluator: evaluation.Evaluator) -> None:
-        """Saves the agents and the summary; records the video if asked to."""
-        evaluation.write_agents(self.folder / "agent.msgpack", agents)
-        if not self.evaluations:
-            self.log_evaluation(self.args.total_timesteps, evaluator(agents, self.args.total_timesteps))
+    def checkpoint(self, step: int, state: Any) -> None:
+        """Begins a checkpoint where one is due: `--checkpoint-frequency` steps after the last, or after SIGUSR1."""
+        frequency = self.args.checkpoint_frequency
+        due = frequency and step // frequency > (step - self.args.log_frequency) // frequency
+        if due or self.signals.checkpoint:
+            self.signals.checkpoint = False
+            self._checkpoint(state)
+
+    def _checkpoint(self, state: Any) -> None:
+        if self.checkpoints.begun == self.step or len(self.stopped) == len(self.seeds):
+            return
+        begin = time.time()
+        with self._writing():
+            self._check_folder()
+            env, arrays = self.env.save_host()
+            self.csv.flush()
+            host = {
+                "step": self.step,
+                "scalars_bytes": self.csv.tell(),
+                "env": env,
+                "run": {**self._progress_so_far(), "wall_seconds": self.wall_seconds + begin - self.begin},
+            }
+            self.checkpoints.save(self.step, state, host, arrays)
+        self.checkpoint_seconds += time.time() - begin
+
+    def _progress_so_far(self) -> dict[str, Any]:
+        names = ("evaluations", "stopped", "last_return", "learning_seconds", "learning_steps", "checkpoint_seconds")
+        return {name: getattr(self, name) for name in names}
+
+    def finish(self, state: Any, evaluator: evaluation.Evaluator) -> None:
+        """Saves the last checkpoint, the agents and the summary; records the video if asked to.
+
+        Leaves the process with the exit status of `start` where the run was interrupted or a seed was stopped.
+        """
+        self._checkpoint(state)
+        with self._writing():
+            self.checkpoints.wait()
+        lost = len(self.stopped) == len(self.seeds)
+        interrupted = self.signals.stop if self.step < self.args.total_timesteps and not lost else None
+        if not self.evaluations and not interrupted and not lost:
+            self.log_evaluation(self.step, evaluator(state.agent, self.step))
         per_seed = {}
         for s, seed in enumerate(self.seeds):
             rows = per_seed[str(seed)] = {}
             for policy in evaluation.POLICIES:
-                values = [float(e[policy][s]) for e in self.evaluations]
-                rows[f"{policy}_last"] = values[-1]
-                rows[f"{policy}_mean_of_last_10"] = float(np.mean(values[-10:]))
+                values = [e[policy][s] for e in self.evaluations]
+                rows[f"{policy}_last"] = values[-1] if values else None
+                rows[f"{policy}_mean_of_last_10"] = float(np.mean(values[-10:])) if values else None
         rate = self.learning_steps / self.learning_seconds if self.learning_seconds else None
-        _write_json(
-            self.folder / "summary.json",
-            {
-                "env_id": self.args.env_id,
-                "script": self.args.exp_name,
-                "total_timesteps": self.args.total_timesteps,
-                "evaluations": len(self.evaluations),
-                "episodic_return": per_seed,
-                "steps_per_second": rate,
-                "compile_seconds": self.compile_seconds,
-                "wall_seconds": time.time() - self.begin,
-                "updates": self._num_updates(),
-                "peak_memory_bytes": peak_memory(),
-            },
-        )
+        with self._writing():
+            _write_json(
+                self.folder / "summary.json",
+                {
+                    "env_id": self.args.env_id,
+                    "script": self.args.exp_name,
+                    "total_timesteps": self.args.total_timesteps,
+                    "step": self.step,
+                    "interrupted_by": interrupted and interrupted.name,
+                    "stopped": {str(self.seeds[s]): what for s, what in self.stopped.items()},
+                    "evaluations": len(self.evaluations),
+                    "episodic_return": per_seed,
+                    "steps_per_second": rate,
+                    "compile_seconds": self.compile_seconds,
+                    "checkpoint_seconds": self.checkpoint_seconds,
+                    "wall_seconds": self.wall_seconds + time.time() - self.begin,
+                    "updates": self._num_updates(),
+                    "peak_memory_bytes": peak_memory(),
+                },
+            )
         self.progress.close()
         for seed, rows in per_seed.items():
-            values = ", ".join(f"{policy} {rows[f'{policy}_last']:.1f}" for policy in evaluation.POLICIES)
-            self.say(f"seed {seed}: last evaluation {values}")
+            values = [f"{p} {rows[f'{p}_last']:.1f}" for p in evaluation.POLICIES if rows[f"{p}_last"] is not None]
+            if values:
+                self.say(f"seed {seed}: last evaluation {', '.join(values)}")
         speed = f"{rate:.0f} steps/s per seed, " if rate else ""
         self.say(f"{speed}compiled in {self.compile_seconds:.1f} s; all of it in {self.folder}")
-        if self.args.capture_video:
+        if interrupted:
+            self.say(f"{interrupted.name} at step {self.step:,}; continue with: {self._resume_command()}")
+            sys.exit(128 + interrupted)
+        if self.args.capture_video and not lost:
             evaluation.record_video(self.folder)
+        if self.stopped:
+            sys.exit(3)
+
+    def _resume_command(self) -> str:
+        return f"python {self.script}.py --resume {shlex.quote(str(self.folder))}"
+
+    def _running(self) -> list[int]:
+        return [s for s in range(len(self.seeds)) if s not in self.stopped]
+
+    def _check_finite(self, step: int, log: StepLog, learned: np.ndarray, state: Any) -> None:
+        """Stops the seeds whose observations, rewards, losses or parameters are no longer finite."""
+        finite_agents = np.asarray(_finite_agents(state.agent))
+        for s in self._running():
+            losses = [
+                tag
+                for tag, values in log.metrics.items()
+                if tag.startswith("losses/") and not np.isfinite(values[learned, s]).all()
+            ]
+            if not log.finite[:, s].all():
+                t, n = np.argwhere(~log.finite[:, s])[0]
+                at = step + (int(t) + 1) * self.args.num_envs
+                cause, what = "environment", f"an observation or reward of environment {n} is not finite"
+            elif losses or not finite_agents[s]:
+                at = self.step
+                cause, what = "learning", f"{', '.join(losses) or 'a parameter'} is not finite"
+            else:
+                continue
+            dump = self.folder / f"nan_seed{self.seeds[s]}_step{self.step}.npz"
+            self.stopped[s] = {"step": at, "cause": cause, "what": what, "dump": dump.name}
+            self.say(f"seed {self.seeds[s]} stopped at step {at:,} ({cause}): {what}; its state is in {dump}")
+            _dump(dump, s, log, state, step, self.step)
+
+    def _check_folder(self) -> None:
+        """Raises FileNotFoundError where the folder, or what is open in it, was deleted."""
+        if os.stat(self.folder / "scalars.csv").st_ino != os.fstat(self.csv.fileno()).st_ino:
+            raise FileNotFoundError(errno.ENOENT, "it was replaced")
+
+    def _flush(self) -> None:
+        self.csv.flush()
+        for events in self.events:
+            events.flush()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Whatever goes wrong with the folder becomes a RunFolderError that says how to go on."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, OSError) and not self.folder.is_dir():
+                error = FileNotFoundError()  # other libraries have their own exceptions
+            if isinstance(error, FileNotFoundError) and not self.folder.is_dir():
+                why, then = f"the folder {self.folder} was deleted", "nothing is left of this run"
+            else:
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else envs.one_line(error)
+                why = f"cannot write to {self.folder} ({reason})"
+                if self.checkpoints.step is None:
+                    then = "there is no checkpoint yet"
+                else:
+                    then = f"from step {self.checkpoints.step:,} continue with: {self._resume_command()}"
+            raise RunFolderError(f"{why}: stopped at step {self.step:,}; {then}") from error
 
     def _num_updates(self) -> int:
         per_step = getattr(self.args, "num_updates", None)
@@ -299,6 +589,80 @@ class Run:
             return 0
         learning = max(self.args.total_timesteps - self.learning_starts, 0)
         return int(-(-learning // self.args.num_envs) * per_step)
+
+
+@jax.jit
+def _finite_agents(agents):
+    """Whether all numbers of an agent are finite, `[S]`; leaves `[S, ..]`."""
+    leaves = [x for x in jax.tree.leaves(agents) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1) for x in leaves]).all(axis=0)
+
+
+def _dump(path: Path, agent: int, log: StepLog, state: Any, first: int, end: int) -> None:
+    """What is needed to look into a number that is not finite: see docs/runs.md for the names."""
+    buffer = getattr(state, "buffer", None)
+    rows = {}
+    if buffer is not None:
+        state = state.replace(buffer=None)
+        first = max(first, end - checkpoints.num_rows(buffer))
+        rows = {f"buffer.{name}": x[agent] for name, x in checkpoints.read_rows(buffer, first, end).items()}
+    arrays = {name: x[agent] for name, x in checkpoints.host_tree(state).items()}
+    logged = {f"log.{name}": x[:, agent] for name, x in checkpoints.host_tree(log).items()}
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays, **logged, **rows)
+
+
+class Signals:
+    """SIGINT and SIGTERM end the run after the chunk, a second SIGINT leaves at once, SIGUSR1 asks for a checkpoint.
+
+    While a compiled chunk runs, the main thread reaches no signal handler. A thread reads the signals instead.
+
+    Attributes:
+      stop: the signal that ends the run, or None.
+      checkpoint: whether a checkpoint was asked for.
+    """
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
+        self.stop: signal.Signals | None = None
+        self.checkpoint = False
+        self._before: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Does nothing outside the main thread, where Python allows no handlers."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        # Explicitly, because a shell without job control starts background processes with SIGINT ignored.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            self._before[number] = signal.signal(number, lambda *_: None)
+        self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
+
+    def remove(self) -> None:
+        if not self._before:
+            return
+        signal.set_wakeup_fd(self._wakeup_before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+        os.write(self._write, b"\0")
+        self._thread.join()
+        os.close(self._read)
+        os.close(self._write)
+
+    def _listen(self) -> None:
+        while number := os.read(self._read, 1)[0]:
+            if number == signal.SIGUSR1:
+                self.checkpoint = True
+                self.say("SIGUSR1: a checkpoint after this chunk")
+            elif number in (signal.SIGINT, signal.SIGTERM):
+                if number == signal.SIGINT and self.stop == signal.SIGINT:
+                    os._exit(130)
+                self.stop = self.stop or signal.Signals(number)
+                self.say(f"{self.stop.name}: ends after this chunk with a checkpoint (Ctrl-C again: at once)")
 
 
 class Progress:
@@ -374,21 +738,72 @@ def _new_folder(parent: Path, name: str) -> Path:
         raise UserError(f"cannot make a folder in {str(parent)!r}: {error.strerror}") from None
 
 
+def _lock(folder: Path) -> int:
+    """An open file that locks the folder; the kernel releases it when the process ends. Raises UserError."""
+    try:
+        file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"cannot write to {str(folder)!r}: {error.strerror}") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(file, 200).decode(errors="replace").strip()
+        raise UserError(f"{str(folder)!r} is in use by {owner or 'another process'}") from None
+    except OSError as error:
+        raise UserError(f"cannot lock {str(folder)!r}: {error.strerror}") from None
+    os.truncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return file
+
+
+SCALARS_HEADER = "global_step,wall_time,seed,tag,value\n"
+
+
+def _cut_scalars(path: Path, size: int | None, step: int) -> None:
+    """Drops from scalars.csv what came after a checkpoint at `step`, when the file had `size` bytes.
+
+    Where the file is no longer what it was then, complete rows up to `step` stay. Written beside and renamed.
+    """
+    text = path.read_bytes()
+    if size is not None and len(text) >= size and text[:size].endswith(b"\n"):
+        kept = text[:size]
+    else:
+        rows = text.splitlines(keepends=True)[1:]
+        rows = [row for row in rows if row.endswith(b"\n") and row.count(b",") == 4 and row.split(b",")[0].isdigit()]
+        kept = SCALARS_HEADER.encode() + b"".join(row for row in rows if int(row.split(b",")[0]) <= step)
+    if kept != text:
+        beside = path.with_suffix(".part")
+        beside.write_bytes(kept)
+        beside.replace(path)
+
+
 def _write_json(path: Path, content: Any) -> None:
     beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(content, indent=2) + "\n")
+    beside.write_text(json.dumps(_without_nan(content), indent=2) + "\n")
     beside.replace(path)
 
 
-def _start_wandb(args: Any, name: str) -> None:
+def _without_nan(content: Any) -> Any:
+    """NaN and infinities become null: JSON has none."""
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not np.isfinite(content) else content
+
+
+def _start_wandb(args: Any, name: str) -> Any:
     try:
         import wandb
     except ImportError:
         raise UserError("--track needs Weights & Biases: pip install '.[track]'") from None
-    wandb.init(
+    run = wandb.init(
         project=args.wandb_project_name,
         entity=args.wandb_entity,
         name=name,
+        id=hashlib.sha256(name.encode()).hexdigest()[:16],
+        resume="allow",
         config=dataclasses.asdict(args),
-        sync_tensorboard=True,
     )
+    run.define_metric("*", step_metric="global_step")
+    return run
