@@ -1,8 +1,8 @@
 """Replay buffer: a pytree on the device and two pure functions.
 
 The buffer holds no counters. What was written where follows from the number of environment steps taken, which is the
-same for all agents trained side by side: under `jax.vmap` the data is batched and the index is not, so that a write
-stays one slice update. Keep the buffer in a `lax.scan`: there XLA updates it in place.
+same for all agents trained side by side: under `jax.vmap` the data is batched and the index is not. Keep the buffer in
+a `lax.scan`: there XLA updates it in place, so that a write does not cost more in a long buffer.
 """
 
 from typing import Any

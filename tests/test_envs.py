@@ -1,0 +1,161 @@
+"""The environment layer against Gymnasium environments stepped by hand."""
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common import UserError, envs
+
+
+class Grid(gym.Env):
+    """Observations `[2, 3]` that count the steps; ends when the action is above 0.9; raises on request."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2, 3))
+    action_space = gym.spaces.Box(np.float32([-1.0, 2.0]), np.float32([1.0, 6.0]))
+
+    def __init__(self, raise_at=None):
+        self.raise_at = raise_at
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return np.zeros((2, 3), np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        if self.count == self.raise_at:
+            raise ValueError("a joint is out of range")
+        self.last_action = np.array(action)
+        return np.full((2, 3), self.count, np.float32), float(action[1]), bool(action[0] > 0.9), False, {}
+
+
+gym.register("Grid-v0", entry_point=Grid, max_episode_steps=50)
+
+
+def by_hand(env_id, seeds, actions, **kwargs):
+    """Steps one Gymnasium environment per seed with `actions` `[T, N, A]` in [-1, 1]; resets where an episode ends.
+
+    Returns arrays `[T, N, ..]` by name and the episodes (t, n, return, length) as RecordEpisodeStatistics counts them.
+    """
+    names = ("obs", "final_obs", "reward", "terminated", "truncated")
+    rows, episodes, first = {name: np.zeros(actions.shape[:2], object) for name in names}, [], []
+    for n, seed in enumerate(seeds):
+        env = gym.wrappers.RecordEpisodeStatistics(gym.make(env_id, **kwargs))
+        low, high = env.action_space.low, env.action_space.high
+        first.append(env.reset(seed=int(seed))[0])
+        for t, action in enumerate(actions[:, n]):
+            obs, reward, terminated, truncated, info = env.step(low + (action + 1.0) / 2.0 * (high - low))
+            rows["final_obs"][t, n] = obs
+            if terminated or truncated:
+                episodes.append((t, n, info["episode"]["r"], info["episode"]["l"]))
+                obs, _ = env.reset()
+            rows["obs"][t, n] = obs
+            rows["reward"][t, n], rows["terminated"][t, n], rows["truncated"][t, n] = reward, terminated, truncated
+    return {k: np.array(v.tolist(), np.float32) for k, v in rows.items()}, episodes, np.array(first, np.float32)
+
+
+def in_a_scan(env, key, actions):
+    """The same through the environment layer, in one jitted scan: initial obs and a TimeStep `[T, N, ..]`."""
+
+    @jax.jit
+    def rollout(key, actions):
+        env_state, obs = env.reset(key)
+        return obs, jax.lax.scan(env.step, env_state, actions)[1]
+
+    return jax.tree.map(np.asarray, rollout(key, actions))
+
+
+@pytest.mark.parametrize(
+    "env_id, limit, ends",
+    [
+        ("Hopper-v4", 20, {"terminated", "truncated"}),  # falls within a few steps, or is cut
+        ("Pendulum-v1", 7, {"truncated"}),  # actions in [-2, 2]
+        ("HalfCheetah-v5", 5, {"truncated"}),
+    ],
+)
+def test_equals_gymnasium_stepped_by_hand(env_id, limit, ends):
+    env = envs.make_env(env_id, 3, env_kwargs=f'{{"max_episode_steps": {limit}}}')
+    key = jax.random.key(7)
+    # Multiples of 1/256: scaling them to the bounds is exact, so that the comparison can be.
+    actions = np.float32(np.random.default_rng(0).integers(-256, 257, (100, 3, env.action_size)) / 256)
+    first, time_step = in_a_scan(env, key, actions)
+    seeds = jax.random.bits(key, (3,), jnp.uint32)
+    expected, episodes, expected_first = by_hand(env_id, seeds, actions, max_episode_steps=limit)
+
+    np.testing.assert_array_equal(first, expected_first)
+    for name in ("obs", "final_obs", "terminated", "truncated"):
+        np.testing.assert_array_equal(getattr(time_step, name), expected[name], err_msg=name)
+    np.testing.assert_allclose(time_step.reward, expected["reward"], rtol=1e-6)
+    for name in ("terminated", "truncated"):
+        assert getattr(time_step, name).any() == (name in ends)
+    # Where an episode ended, the next observation is the reset's and the final one is not.
+    done = time_step.terminated | time_step.truncated
+    assert np.all(np.any(time_step.obs != time_step.final_obs, axis=-1) == done)
+
+    assert [(t, n) for t, n, _, _ in sorted(episodes)] == [tuple(x) for x in np.argwhere(done)]
+    for t, n, episode_return, length in episodes:
+        np.testing.assert_allclose(time_step.episode_return[t, n], episode_return, rtol=1e-5)
+        assert time_step.episode_length[t, n] == length
+    env.close()
+
+
+def test_agents_side_by_side_are_one_call_and_equal_single_ones():
+    keys = jax.random.split(jax.random.key(1), 2)
+    actions = np.random.default_rng(1).uniform(-1, 1, (15, 2, 3, 1)).astype(np.float32)
+    both = envs.make_env("Pendulum-v1", 3, 2, '{"max_episode_steps": 6}')
+    calls = []
+    step = both.envs.step
+    both.envs.step = lambda action: calls.append(action.shape) or step(action)
+
+    @jax.jit
+    def rollout(keys, actions):
+        env_state, obs = jax.vmap(both.reset)(keys)
+        return obs, jax.lax.scan(jax.vmap(both.step), env_state, actions)[1]
+
+    obs, time_step = jax.tree.map(np.asarray, rollout(keys, actions))
+    assert calls == [(6, 1)] * 15
+    for s in range(2):
+        single = envs.make_env("Pendulum-v1", 3, 1, '{"max_episode_steps": 6}')
+        single_obs, single_step = in_a_scan(single, keys[s], actions[:, s])
+        np.testing.assert_array_equal(obs[s], single_obs)
+        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:, s], y), time_step, single_step)
+
+
+def test_flattens_observations_and_rescales_each_action_dimension():
+    env = envs.make_env("Grid-v0", 1)
+    assert (env.observation_size, env.action_size) == (6, 2)
+    np.testing.assert_array_equal(env.action_low, [-1.0, 2.0])
+    np.testing.assert_array_equal(env.action_high, [1.0, 6.0])
+    actions = np.float32([[[0.5, -1.0]], [[-0.5, 0.5]], [[1.0, 1.0]]])
+    _, time_step = in_a_scan(env, jax.random.key(0), actions)
+    np.testing.assert_allclose(env.envs.envs[0].unwrapped.last_action, [1.0, 6.0])
+    np.testing.assert_allclose(time_step.reward[:, 0], [2.0, 5.0, 6.0])
+    np.testing.assert_array_equal(time_step.final_obs[:, 0], np.repeat([[1.0], [2.0], [3.0]], 6, axis=1))
+    np.testing.assert_array_equal(time_step.obs[2, 0], np.zeros(6))
+    np.testing.assert_array_equal(time_step.terminated[:, 0], [False, False, True])
+
+
+def test_module_prefix_imports_the_environment():
+    env = envs.make_env("tests.test_envs:Grid-v0", 1)
+    assert env.observation_size == 6
+
+
+def test_an_exception_in_the_environment_is_kept_for_the_training_loop():
+    env = envs.make_env("Grid-v0", 2, env_kwargs='{"raise_at": 3}')
+    _, time_step = in_a_scan(env, jax.random.key(0), np.zeros((5, 2, 2), np.float32))
+    assert isinstance(env.error, ValueError) and "joint" in str(env.error)
+    assert np.isfinite(time_step.reward[:2]).all() and np.isnan(time_step.reward[2]).all()
+
+
+@pytest.mark.parametrize("kwargs", ["[1]", "{", '"x"'])
+def test_environment_keyword_arguments_must_be_a_json_object(kwargs):
+    with pytest.raises(UserError, match="JSON object"):
+        envs.make_env("Pendulum-v1", 1, env_kwargs=kwargs)
+
+
+def test_unknown_keyword_arguments_are_one_line():
+    with pytest.raises(UserError, match="colour") as error:
+        envs.make_env("Pendulum-v1", 1, env_kwargs='{"colour": 1}')
+    assert "\n" not in str(error.value)
