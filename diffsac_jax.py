@@ -142,7 +142,7 @@ class Critic(nn.Module):
     num_steps: int
 
     @nn.compact
-    def __call__(self, obs, latent, j):
+    def __call__(self, obs, latent, j=0):
         level = diffusion.level_embedding(jnp.broadcast_to(j, obs.shape[:-1]), self.num_steps)
         x = jnp.concatenate([obs, latent, level], axis=-1)
         x = nn.relu(nn.Dense(self.hidden_dim)(x))
@@ -193,7 +193,7 @@ def init_agent(args, env, key):
         args.num_denoising_steps, env.action_size, args.initial_beta_first, args.initial_beta_last
     )
     actor_params = {"drift": actor.init(actor_key, obs, action, 1), "noise_logits": noise_logits}
-    critic_params = critic.init(critic_key, obs, action, 0)
+    critic_params = critic.init(critic_key, obs, action)
     log_alpha = jnp.log(jnp.float32(args.alpha))
     return Agent(
         actor=actor,
@@ -245,12 +245,9 @@ def sample_chain(args, agent, key, obs):
 
 
 def squash(chain):
-    """The action u = tanh(a^0) `[B, A]` and, in the place of log pi(u | s), the chain log-likelihood l `[B]` in nats.
-
-    l = log p(a^K) + sum_k rho_k - log det of the tanh.
-    """
-    log_likelihood = diffusion.chain_log_likelihood(chain) - distributions.tanh_log_det(chain.latents[0])
-    return jnp.tanh(chain.latents[0]), log_likelihood
+    """Action tanh(a^0) `[B, A]` and, for log pi(u | s), l = log p(a^K) + sum_k rho_k - log det tanh, `[B]` in nats."""
+    log_prob = diffusion.chain_log_likelihood(chain) - distributions.tanh_log_det(chain.latents[0])
+    return jnp.tanh(chain.latents[0]), log_prob
 
 
 def sample_action(args, agent, key, obs):
@@ -272,7 +269,7 @@ def critic_loss(critic_params, args, agent, key, batch, chain):
     The inner target is Monte-Carlo over the rest of the chain: y_j = min Q(s', u', 0) - alpha (sum_{k<=j} rho_k - ldj).
     """
     next_action, next_log_prob = squash(chain)
-    next_q = agent.critic.apply(agent.target_params, batch.next_obs, next_action, 0).min(axis=0)
+    next_q = agent.critic.apply(agent.target_params, batch.next_obs, next_action).min(axis=0)
     next_value = next_q - jnp.exp(agent.log_alpha) * next_log_prob
     target = batch.reward + args.gamma * (1.0 - batch.terminated) * next_value
     obs, latent, level, weight = batch.obs, batch.action, jnp.zeros(target.shape, int), jnp.ones_like(target)
@@ -286,23 +283,13 @@ def critic_loss(critic_params, args, agent, key, batch, chain):
     q = agent.critic.apply(critic_params, obs, latent, level)
     error = (q - jax.lax.stop_gradient(target)) ** 2
     loss = jnp.mean(weight * error, axis=1).sum()
-    size = len(batch.reward)
-    return loss, {
-        "losses/qf_loss": jnp.mean(error[:, :size]),
-        "losses/qf1_values": q[0, :size].mean(),
-        "losses/qf2_values": q[1, :size].mean(),
-    }
+    q, error = q[:, : len(batch.reward)], error[:, : len(batch.reward)]  # level 0
+    return loss, {"losses/qf_loss": error.mean(), "losses/qf1_values": q[0].mean(), "losses/qf2_values": q[1].mean()}
 
 
 def actor_loss(actor_params, args, agent, key, batch, chain):
     """alpha rho_k - min Q(s', a^{k-1}, k-1) of one reparameterised step k per sample, from the detached a^k."""
     agent = agent.replace(actor_params=actor_params)
-    if args.backprop_through_chain:
-        action, log_prob = sample_action(args, agent, key, batch.obs)
-        q = agent.critic.apply(agent.critic_params, batch.obs, action, 0).min(axis=0)
-        loss = jnp.mean(jnp.exp(agent.log_alpha) * log_prob - q)
-        return loss, {"losses/actor_loss": loss}
-
     step_key, noise_key = jax.random.split(key)
     rows = jnp.arange(len(batch.reward))
     k = jax.random.randint(step_key, rows.shape, 1, args.num_denoising_steps + 1)
@@ -316,11 +303,13 @@ def actor_loss(actor_params, args, agent, key, batch, chain):
     return loss, {"losses/actor_loss": loss}
 
 
-def diffusion_metrics(chain, actor_params):
-    """The mean log-ratio of every step and the smallest noise level."""
-    log_ratio = chain.log_ratio.mean(axis=1)
-    metrics = {f"diffusion/log_ratio_{k + 1}": log_ratio[k] for k in range(len(log_ratio))}
-    return metrics | {"diffusion/beta_min": jax.nn.sigmoid(actor_params["noise_logits"]).min()}
+def chain_actor_loss(actor_params, args, agent, key, batch, chain):
+    """alpha l - min Q at reparameterised actions: the gradient passes through all K steps (2502.02316)."""
+    agent = agent.replace(actor_params=actor_params)
+    action, log_prob = sample_action(args, agent, key, batch.obs)
+    q = agent.critic.apply(agent.critic_params, batch.obs, action).min(axis=0)
+    loss = jnp.mean(jnp.exp(agent.log_alpha) * log_prob - q)
+    return loss, {"losses/actor_loss": loss}
 
 
 def update(args, agent, key, batch):
@@ -330,15 +319,14 @@ def update(args, agent, key, batch):
     chain = jax.lax.stop_gradient(sample_chain(args, agent, chain_key, batch.next_obs))
     _, log_prob = squash(chain)
 
-    grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(
-        agent.critic_params, args, agent, critic_key, batch, chain
-    )
+    grads, qf_metrics = jax.grad(critic_loss, has_aux=True)(agent.critic_params, args, agent, critic_key, batch, chain)
     updates, critic_opt_state = optax.adam(args.q_lr).update(grads, agent.critic_opt_state)
     agent = agent.replace(
         critic_params=optax.apply_updates(agent.critic_params, updates), critic_opt_state=critic_opt_state
     )
 
-    grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(agent.actor_params, args, agent, actor_key, batch, chain)
+    loss = chain_actor_loss if args.backprop_through_chain else actor_loss
+    grads, actor_metrics = jax.grad(loss, has_aux=True)(agent.actor_params, args, agent, actor_key, batch, chain)
     updates, actor_opt_state = optax.adam(args.policy_lr).update(grads, agent.actor_opt_state)
     agent = agent.replace(
         actor_params=optax.apply_updates(agent.actor_params, updates), actor_opt_state=actor_opt_state
@@ -353,8 +341,9 @@ def update(args, agent, key, batch):
 
     target_params = optax.incremental_update(agent.critic_params, agent.target_params, args.tau)
     metrics = {"losses/alpha": jnp.exp(agent.log_alpha), "losses/entropy": -log_prob.mean()}
-    metrics |= diffusion_metrics(chain, agent.actor_params)
-    return agent.replace(target_params=target_params), {**critic_metrics, **actor_metrics, **metrics}
+    metrics |= {f"diffusion/log_ratio_{k + 1}": x for k, x in enumerate(chain.log_ratio.mean(axis=1))}
+    metrics |= {"diffusion/beta_min": jax.nn.sigmoid(agent.actor_params["noise_logits"]).min()}
+    return agent.replace(target_params=target_params), {**qf_metrics, **actor_metrics, **metrics}
 
 
 # ----------------------------------------------------------------------------------------------------------- training

@@ -231,13 +231,15 @@ def critic_loss(critic_params, args, agent, key, batch):
     next_value = next_q - jnp.exp(agent.log_alpha) * next_log_prob
     target = batch.reward + args.gamma * (1.0 - batch.terminated) * next_value
     q = agent.critic.apply(critic_params, batch.obs, batch.action)
-    loss = jnp.mean((q - jax.lax.stop_gradient(target)) ** 2, axis=1).sum()
+    error = (q - jax.lax.stop_gradient(target)) ** 2
+    loss = jnp.mean(error, axis=1).sum()
     return loss, {"losses/qf_loss": loss / 2, "losses/qf1_values": q[0].mean(), "losses/qf2_values": q[1].mean()}
 
 
 def actor_loss(actor_params, args, agent, key, batch):
     """alpha log pi - min Q at reparameterised actions (1812.05905, equation 9)."""
-    action, log_prob = sample_action(args, agent.replace(actor_params=actor_params), key, batch.obs)
+    agent = agent.replace(actor_params=actor_params)
+    action, log_prob = sample_action(args, agent, key, batch.obs)
     q = agent.critic.apply(agent.critic_params, batch.obs, action).min(axis=0)
     loss = jnp.mean(jnp.exp(agent.log_alpha) * log_prob - q)
     return loss, (log_prob, {"losses/actor_loss": loss})
@@ -247,7 +249,7 @@ def update(args, agent, key, batch):
     """One update of critics, actor, temperature and targets on one batch (the key is consumed)."""
     critic_key, actor_key = jax.random.split(key)
 
-    grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(agent.critic_params, args, agent, critic_key, batch)
+    grads, qf_metrics = jax.grad(critic_loss, has_aux=True)(agent.critic_params, args, agent, critic_key, batch)
     updates, critic_opt_state = optax.adam(args.q_lr).update(grads, agent.critic_opt_state)
     agent = agent.replace(
         critic_params=optax.apply_updates(agent.critic_params, updates), critic_opt_state=critic_opt_state
@@ -270,7 +272,7 @@ def update(args, agent, key, batch):
 
     target_params = optax.incremental_update(agent.critic_params, agent.target_params, args.tau)
     metrics = {"losses/alpha": jnp.exp(agent.log_alpha), "losses/entropy": -log_prob.mean()}
-    return agent.replace(target_params=target_params), {**critic_metrics, **actor_metrics, **metrics}
+    return agent.replace(target_params=target_params), {**qf_metrics, **actor_metrics, **metrics}
 
 
 # ----------------------------------------------------------------------------------------------------------- training
