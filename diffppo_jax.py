@@ -317,20 +317,77 @@ def gae(reward, value, bootstrap, terminated, done, gamma, gae_lambda):
 def make_batch(args, agent, key, rollout):
     """The rollout's T * K * N denoising steps with advantages and value targets, and metrics (the key is consumed).
 
-    One advantage per step of the augmented MDP, whose rows follow each other as k = K, .., 1 of one environment step:
-    reward of step k = 1{k=1} (r + alpha ldj(a^0)) - alpha rho_k, discount and lambda only at k = 1. Entering an action
-    draws a^K, so the value of s is V(s, a^K, K) - alpha log p(a^K).
-    """
-    k = jnp.arange(args.num_denoising_steps, 0, -1)[:, None]  # [K, 1]
-    latent, next_latent = rollout.latents[:, :0:-1], rollout.latents[:, -2::-1]  # [T, K, N, A]
-    obs = jnp.broadcast_to(rollout.obs[:, None], (*latent.shape[:-1], rollout.obs.shape[-1]))
-    k = jnp.broadcast_to(k, latent.shape[:-1])
+    Every denoising step is a step of the augmented MDP, k = K, .., 1 within one environment step, with
 
-    def entry(latent):
-        return -args.alpha * diffusion.prior_log_prob(policy_terms(args, agent, None)[1], latent)
+        reward = 1{k=1} (r + alpha ldj(a^0)) - alpha rho_k - 1{k=K} alpha log p(a^K)
+
+    and with discount and lambda at k = 1 only. Its value is V(s, a^k, k) - 1{k=K} alpha log p(a^K): the last term is
+    known, so that V learns the rest. Where an episode or the rollout ends, a fresh a^K stands in for the next chain's.
+    """
+    latent, next_latent = rollout.latents[:, :0:-1], rollout.latents[:, -2::-1]  # [T, K, N, A], k = K first
+    k = jnp.broadcast_to(jnp.arange(args.num_denoising_steps, 0, -1)[:, None], latent.shape[:-1])
+    obs = jnp.broadcast_to(rollout.obs[:, None], (*k.shape, rollout.obs.shape[-1]))
+    value = agent.critic.apply(agent.params["critic"], obs, latent, k)
+    log_prob, log_noise = step_log_probs(args, agent, obs, latent, next_latent, k)
+
+    _, schedule = policy_terms(args, agent, obs)
+    fresh = diffusion.sample_prior(key, schedule, rollout.reward.shape)
+    bootstrap = agent.critic.apply(agent.params["critic"], rollout.final_obs, fresh, args.num_denoising_steps)
+    bootstrap -= args.alpha * diffusion.prior_log_prob(schedule, fresh)
+    prior_log_prob = diffusion.prior_log_prob(schedule, latent[:, 0])
+    tanh_log_det = distributions.tanh_log_det(next_latent[:, -1])
+    reward = -args.alpha * (log_prob - log_noise)
+    reward = reward.at[:, -1].add(rollout.reward + args.alpha * tanh_log_det)
+    reward = reward.at[:, 0].add(-args.alpha * prior_log_prob)
+    full_value = value.at[:, 0].add(-args.alpha * prior_log_prob)
+
+    def augmented(x):
+        return jnp.broadcast_to(x, k.shape).reshape(-1, args.num_envs)  # [T, 1 or K, N] -> [T * K, N]
+
+    terminated = augmented(rollout.terminated[:, None] & (k == 1))
+    done = augmented((rollout.terminated | rollout.truncated)[:, None] & (k == 1))
+    gamma, gae_lambda = jnp.where(k == 1, args.gamma, 1.0), jnp.where(k == 1, args.gae_lambda, 1.0)
+    steps = augmented(reward), augmented(full_value), augmented(bootstrap[:, None])
+    advantage = gae(*steps, terminated, done, augmented(gamma), augmented(gae_lambda)).reshape(k.shape)
+    batch = Batch(obs, latent, next_latent, k, log_prob, value, advantage, advantage + value)
+
+    log_ratio = (log_prob - log_noise).mean(axis=(0, 2))
+    metrics = {f"diffusion/log_ratio_{args.num_denoising_steps - i}": x for i, x in enumerate(log_ratio)}
+    metrics["diffusion/beta_min"] = schedule.beta.min()
+    metrics["losses/entropy"] = tanh_log_det.mean() - prior_log_prob.mean() - log_ratio.sum()
+    metrics["losses/explained_variance"] = 1.0 - advantage.var() / batch.target.var()
+    return jax.tree.map(lambda x: x.reshape(args.num_rows, *x.shape[3:]), batch), metrics
+
+
+def policy_loss(actor_params, args, agent, batch):
+    """Clipped surrogate (1707.06347, equation 7) of single denoising steps, and the entropy's own gradient to beta."""
+    agent = agent.replace(params={**agent.params, "actor": actor_params})
+    log_prob, log_noise = step_log_probs(args, agent, batch.obs, batch.latent, batch.next_latent, batch.k)
+    log_ratio = log_prob - batch.log_prob
+    ratio = jnp.exp(log_ratio)
+    advantage, unit = batch.advantage, 1.0
+    if args.norm_adv:
+        unit = advantage.std() + 1e-8
+        advantage = (advantage - advantage.mean()) / unit
+    clipped_ratio = jnp.clip(ratio, 1.0 - args.clip_coef, 1.0 + args.clip_coef)
+    loss = -jnp.minimum(advantage * ratio, advantage * clipped_ratio).mean()
+    metrics = {
+        "losses/policy_loss": loss,
+        "losses/old_approx_kl": -log_ratio.mean(),
+        "losses/approx_kl": (ratio - 1.0 - log_ratio).mean(),
+        "losses/clipfrac": (jnp.abs(ratio - 1.0) > args.clip_coef).mean(),
+        "losses/first_ratio_error": jnp.abs(ratio - 1.0).max(),
+    }
+    # beta is shared with the reference pi, so the reward alpha log pi depends on the parameters: one more term.
+    if args.alpha > 0.0:
+        clipped = jnp.where(advantage > 0.0, ratio > 1.0 + args.clip_coef, ratio < 1.0 - args.clip_coef)
+        loss -= args.alpha * jnp.mean(jax.lax.stop_gradient(ratio * ~clipped / unit) * log_noise)
+    return loss, metrics
+
+
 def value_loss(critic_params, args, agent, batch):
     """Half the mean squared error of the value function, the larger of with and without clipping of its change."""
-    value = agent.critic.apply(critic_params, batch.obs)
+    value = agent.critic.apply(critic_params, batch.obs, batch.latent, batch.k)
     error = (value - batch.target) ** 2
     if args.clip_vloss:
         clipped = batch.value + jnp.clip(value - batch.value, -args.clip_coef, args.clip_coef)
@@ -372,7 +429,7 @@ def learn(args, agent, key, batch, learning_rate):
 
 def rollout_step(args, env, state, key):
     """One step of the N environments, which also updates the statistics (the key is consumed)."""
-    action, sample = sample_action(args, state.agent, key, state.obs)
+    action, latents = sample_action(args, state.agent, key, state.obs)
     env_state, time_step = env.step(state.env_state, action)
     discounted_return = args.gamma * state.discounted_return + time_step.reward
     agent = state.agent.replace(
@@ -381,7 +438,7 @@ def rollout_step(args, env, state, key):
     )
     rollout = Rollout(
         obs=normalization.normalize(state.agent.obs_stats, state.obs),
-        action=sample,
+        latents=latents,
         reward=normalization.scale(agent.return_stats, time_step.reward),
         final_obs=normalization.normalize(agent.obs_stats, time_step.final_obs),
         terminated=time_step.terminated,
@@ -393,12 +450,12 @@ def rollout_step(args, env, state, key):
 
 def train_step(args, env, state, step):
     """One rollout and the updates on it. `step`: environment steps taken before."""
-    key, rollout_key, learn_key = jax.random.split(state.key, 3)
+    key, rollout_key, prior_key, learn_key = jax.random.split(state.key, 4)
     rollout_keys = jax.random.split(rollout_key, args.num_steps)
     state, (rollout, log) = jax.lax.scan(partial(rollout_step, args, env), state.replace(key=key), rollout_keys)
 
     learning_rate = args.learning_rate * (1.0 - step / args.total_timesteps) if args.anneal_lr else args.learning_rate
-    batch, batch_metrics = make_batch(args, state.agent, rollout)
+    batch, batch_metrics = make_batch(args, state.agent, prior_key, rollout)
     agent, metrics = learn(args, state.agent, learn_key, batch, learning_rate)
     metrics |= {**batch_metrics, "charts/learning_rate": learning_rate}
     metrics = jax.tree.map(lambda x: jnp.full(args.num_steps, x, jnp.float32), metrics)  # the log has a row per step
