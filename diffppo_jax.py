@@ -129,39 +129,28 @@ class Args:
 
 
 def dense(size, scale=2.0**0.5):
-    """A dense layer with orthogonal weights times `scale` and no bias at the start."""
+    """A linear layer with orthogonal weights, times `scale`, and no bias at the start."""
     return nn.Dense(size, kernel_init=nn.initializers.orthogonal(scale))
 
 
-class Actor(nn.Module):
-    """Drift f(a^k, s, k) of step k: obs `[B, O]`, latent a^k `[B, A]`, k int `[B]` or scalar -> `[B, A]`."""
-
-    action_size: int
-    hidden_dim: int
-    num_steps: int
-
-    @nn.compact
-    def __call__(self, obs, latent, k):
-        level = diffusion.level_embedding(jnp.broadcast_to(k, obs.shape[:-1]), self.num_steps)
-        x = jnp.concatenate([obs, latent, level], axis=-1)
-        x = nn.tanh(dense(self.hidden_dim)(x))
-        x = nn.tanh(dense(self.hidden_dim)(x))
-        return nn.Dense(self.action_size, kernel_init=nn.initializers.zeros)(x)
-
-
-class Critic(nn.Module):
-    """V(s, a^k, k): obs `[B, O]`, latent a^k `[B, A]`, k int `[B]` or scalar -> `[B]`."""
+class MLP(nn.Module):
+    """Two tanh layers and a linear one: `[B, ..]` -> `[B, size]`. `scale`: of the last layer's weights at the start."""
 
     hidden_dim: int
-    num_steps: int
+    size: int
+    scale: float
 
     @nn.compact
-    def __call__(self, obs, latent, k):
-        level = diffusion.level_embedding(jnp.broadcast_to(k, obs.shape[:-1]), self.num_steps)
-        x = jnp.concatenate([obs, latent, level], axis=-1)
+    def __call__(self, x):
         x = nn.tanh(dense(self.hidden_dim)(x))
         x = nn.tanh(dense(self.hidden_dim)(x))
-        return dense(1, scale=1.0)(x).squeeze(-1)
+        return dense(self.size, self.scale)(x)
+
+
+def network_input(args, obs, latent, k):
+    """(s, a^k, k) for either network: obs `[B, O]`, latent `[B, A]`, k int `[B]` or scalar -> `[B, O + A + 8]`."""
+    level = diffusion.level_embedding(jnp.broadcast_to(k, obs.shape[:-1]), args.num_denoising_steps)
+    return jnp.concatenate([obs, latent, level], axis=-1)
 
 
 # -------------------------------------------------------------------------------------------------------- agent state
@@ -194,11 +183,11 @@ class TrainState:
 class Rollout:
     """T steps of N environments, leaves `[T, N, ..]`; observations and rewards are normalised.
 
-    final_obs is what the step ended in, before any reset; latents `[T, K+1, N, A]` are the chains, a^0 first.
+    final_obs is what the step ended in, before any reset; sample is what the policy drew (see `sample_action`).
     """
 
     obs: jax.Array
-    latents: jax.Array
+    sample: jax.Array
     reward: jax.Array
     final_obs: jax.Array
     terminated: jax.Array
@@ -207,7 +196,7 @@ class Rollout:
 
 @struct.dataclass
 class Batch:
-    """Denoising steps from latent a^k to next_latent a^{k-1}, leaves `[B, ..]`; log_prob: log q before the updates."""
+    """Rows for the learner, leaves `[B, ..]`; log_prob and value are those of the agent before its updates."""
 
     obs: jax.Array
     latent: jax.Array
@@ -227,14 +216,14 @@ def optimizer(args):
 def init_agent(args, env, key):
     """A new agent for the environment's sizes (the key is consumed)."""
     actor_key, critic_key = jax.random.split(key)
-    obs, latent = jnp.zeros((1, env.observation_size)), jnp.zeros((1, env.action_size))
-    actor = Actor(env.action_size, args.hidden_dim, args.num_denoising_steps)
-    critic = Critic(args.hidden_dim, args.num_denoising_steps)
+    x = network_input(args, jnp.zeros((1, env.observation_size)), jnp.zeros((1, env.action_size)), 1)
+    actor = MLP(args.hidden_dim, env.action_size, scale=0.0)
+    critic = MLP(args.hidden_dim, 1, scale=1.0)
     noise_logits = diffusion.initial_noise_logits(
         args.num_denoising_steps, env.action_size, args.initial_beta_first, args.initial_beta_last
     )
-    actor_params = {"drift": actor.init(actor_key, obs, latent, 1), "noise_logits": noise_logits}
-    params = {"actor": actor_params, "critic": critic.init(critic_key, obs, latent, 1)}
+    actor_params = {"drift": actor.init(actor_key, x), "noise_logits": noise_logits}
+    params = {"actor": actor_params, "critic": critic.init(critic_key, x)}
     return Agent(
         actor=actor,
         critic=critic,
@@ -266,20 +255,20 @@ def policy_terms(args, agent, obs):
     """The drift with the normalised observations `[B, O]` bound, and the noise schedule."""
     params = agent.params["actor"]
     schedule = diffusion.NoiseSchedule(jax.nn.sigmoid(params["noise_logits"]), args.prior_std, args.prediction)
-    return lambda latent, k: agent.actor.apply(params["drift"], obs, latent, k), schedule
+    return lambda latent, k: agent.actor.apply(params["drift"], network_input(args, obs, latent, k)), schedule
 
 
 def sample_action(args, agent, key, obs):
-    """Action u = tanh(a^0) `[B, A]`, and the latents of its chain `[K+1, B, A]` (the key is consumed)."""
-    terms = policy_terms(args, agent, normalization.normalize(agent.obs_stats, obs))
-    latents = diffusion.sample_chain(key, *terms, obs.shape[:-1]).latents
-    return jnp.tanh(latents[0]), latents
+    """Action u = tanh(a^0) `[B, A]`; and the latents of the chain, a^0 first, `[K+1, B, A]` (the key is consumed)."""
+    obs = normalization.normalize(agent.obs_stats, obs)
+    sample = diffusion.sample_chain(key, *policy_terms(args, agent, obs), obs.shape[:-1]).latents
+    return jnp.tanh(sample[0]), sample
 
 
 def deterministic_action(args, agent, obs):
     """tanh of the chain of means, started from a^K = 0, `[B, A]`."""
-    terms = policy_terms(args, agent, normalization.normalize(agent.obs_stats, obs))
-    return jnp.tanh(diffusion.deterministic_chain(*terms, obs.shape[:-1]))
+    obs = normalization.normalize(agent.obs_stats, obs)
+    return jnp.tanh(diffusion.deterministic_chain(*policy_terms(args, agent, obs), obs.shape[:-1]))
 
 
 def step_log_probs(args, agent, obs, latent, next_latent, k):
@@ -293,82 +282,69 @@ def step_log_probs(args, agent, obs, latent, next_latent, k):
 # ----------------------------------------------------------------------------------------------------------- learning
 
 
-def gae(reward, value, bootstrap, terminated, done, gamma, gae_lambda):
-    """Generalised advantage estimate (arXiv 1506.02438, equation 16) over L consecutive steps, `[L, N]`.
+def state_value(agent, x):
+    """The value function of its inputs `[B, ..]` -> `[B]`."""
+    return agent.critic.apply(agent.params["critic"], x).squeeze(-1)
 
-    A_i = r_i + gamma (1 - terminated_i) V'_i - V_i + gamma lambda (1 - done_i) A_{i+1}
 
-    V'_i is `bootstrap` where an episode ended (`done`: terminated or truncated) and at the last step, the next step's
-    `value` elsewhere. `gamma` and `gae_lambda` are scalars or `[L, N]`. A truncated step is not a terminated one: its
-    bootstrap counts, but no reward after it does.
+def gae(args, reward, value, bootstrap, terminated, truncated):
+    """Generalised advantage estimate (arXiv 1506.02438, equation 16) over consecutive steps, all `[T, N]`.
+
+    A_t = r_t + gamma (1 - terminated_t) V'_t - V_t + gamma lambda (1 - done_t) A_{t+1},  done = terminated or truncated
+
+    V'_t is `bootstrap` where an episode ended and at the last step, and the next step's `value` elsewhere.
     """
+    done = terminated | truncated
     next_value = jnp.where(done, bootstrap, jnp.concatenate([value[1:], bootstrap[-1:]]))
-    delta = reward + gamma * (1.0 - terminated) * next_value - value
-    trace = gamma * gae_lambda * (1.0 - done)
+    delta = reward + args.gamma * (1.0 - terminated) * next_value - value
 
     def step(advantage, inputs):
-        delta, trace = inputs
-        advantage = delta + trace * advantage
+        delta, done = inputs
+        advantage = delta + args.gamma * args.gae_lambda * (1.0 - done) * advantage
         return advantage, advantage
 
-    return jax.lax.scan(step, jnp.zeros_like(delta[0]), (delta, trace), reverse=True)[1]
+    return jax.lax.scan(step, jnp.zeros_like(delta[0]), (delta, done), reverse=True)[1]
 
 
 def make_batch(args, agent, key, rollout):
-    """The rollout's T * K * N denoising steps with advantages and value targets, and metrics (the key is consumed).
+    """The rollout's rows for the learner, one per denoising step, `[T * K * N, ..]`, and metrics (the key is consumed).
 
-    Every denoising step is a step of the augmented MDP, k = K, .., 1 within one environment step, with
-
-        reward = 1{k=1} (r + alpha ldj(a^0)) - alpha rho_k - 1{k=K} alpha log p(a^K)
-
-    and with discount and lambda at k = 1 only. Its value is V(s, a^k, k) - 1{k=K} alpha log p(a^K): the last term is
-    known, so that V learns the rest. Where an episode or the rollout ends, a fresh a^K stands in for the next chain's.
+    The augmented MDP's reward of step k is  1{k=1} (r + alpha ldj(a^0)) - alpha rho_k - 1{k=K} alpha log p(a^K), its
+    discount and lambda act at k = 1 only. So the advantage at k = K is that of whole chains, with the reward
+    r - alpha l and the value V(s, a^K, K) - alpha log p(a^K). The return of k is the same less what came before k.
     """
-    latent, next_latent = rollout.latents[:, :0:-1], rollout.latents[:, -2::-1]  # [T, K, N, A], k = K first
+    latent, next_latent = rollout.sample[:, :0:-1], rollout.sample[:, -2::-1]  # [T, K, N, A], k = K first
     k = jnp.broadcast_to(jnp.arange(args.num_denoising_steps, 0, -1)[:, None], latent.shape[:-1])
     obs = jnp.broadcast_to(rollout.obs[:, None], (*k.shape, rollout.obs.shape[-1]))
-    value = agent.critic.apply(agent.params["critic"], obs, latent, k)
+    value = state_value(agent, network_input(args, obs, latent, k))
     log_prob, log_noise = step_log_probs(args, agent, obs, latent, next_latent, k)
 
     _, schedule = policy_terms(args, agent, obs)
-    fresh = diffusion.sample_prior(key, schedule, rollout.reward.shape)
-    bootstrap = agent.critic.apply(agent.params["critic"], rollout.final_obs, fresh, args.num_denoising_steps)
+    fresh = diffusion.sample_prior(key, schedule, rollout.reward.shape)  # a^K where the next chain's is not known
+    bootstrap = state_value(agent, network_input(args, rollout.final_obs, fresh, args.num_denoising_steps))
     bootstrap -= args.alpha * diffusion.prior_log_prob(schedule, fresh)
-    prior_log_prob = diffusion.prior_log_prob(schedule, latent[:, 0])
-    tanh_log_det = distributions.tanh_log_det(next_latent[:, -1])
-    reward = -args.alpha * (log_prob - log_noise)
-    reward = reward.at[:, -1].add(rollout.reward + args.alpha * tanh_log_det)
-    reward = reward.at[:, 0].add(-args.alpha * prior_log_prob)
-    full_value = value.at[:, 0].add(-args.alpha * prior_log_prob)
-
-    def augmented(x):
-        return jnp.broadcast_to(x, k.shape).reshape(-1, args.num_envs)  # [T, 1 or K, N] -> [T * K, N]
-
-    terminated = augmented(rollout.terminated[:, None] & (k == 1))
-    done = augmented((rollout.terminated | rollout.truncated)[:, None] & (k == 1))
-    gamma, gae_lambda = jnp.where(k == 1, args.gamma, 1.0), jnp.where(k == 1, args.gae_lambda, 1.0)
-    steps = augmented(reward), augmented(full_value), augmented(bootstrap[:, None])
-    advantage = gae(*steps, terminated, done, augmented(gamma), augmented(gae_lambda)).reshape(k.shape)
-    batch = Batch(obs, latent, next_latent, k, log_prob, value, advantage, advantage + value)
-
-    log_ratio = (log_prob - log_noise).mean(axis=(0, 2))
-    metrics = {f"diffusion/log_ratio_{args.num_denoising_steps - i}": x for i, x in enumerate(log_ratio)}
-    metrics["diffusion/beta_min"] = schedule.beta.min()
-    metrics["losses/entropy"] = tanh_log_det.mean() - prior_log_prob.mean() - log_ratio.sum()
-    metrics["losses/explained_variance"] = 1.0 - advantage.var() / batch.target.var()
-    return jax.tree.map(lambda x: x.reshape(args.num_rows, *x.shape[3:]), batch), metrics
+    log_ratio = log_prob - log_noise
+    before = diffusion.prior_log_prob(schedule, latent[:, :1]) + jnp.cumsum(log_ratio, axis=1) - log_ratio
+    log_likelihood = (before + log_ratio)[:, -1] - distributions.tanh_log_det(next_latent[:, -1])
+    chain_value = value[:, 0] - args.alpha * before[:, 0]
+    reward = rollout.reward - args.alpha * log_likelihood
+    advantage = gae(args, reward, chain_value, bootstrap, rollout.terminated, rollout.truncated)
+    target = (advantage + chain_value)[:, None] + args.alpha * before
+    batch = Batch(obs, latent, next_latent, k, log_prob, value, target - value, target)
+    metrics = {"losses/explained_variance": 1.0 - batch.advantage.var() / batch.target.var()}
+    metrics |= {"losses/entropy": -log_likelihood.mean(), "diffusion/beta_min": schedule.beta.min()}
+    metrics |= {f"diffusion/log_ratio_{i}": log_ratio[:, -i].mean() for i in range(1, args.num_denoising_steps + 1)}
+    return jax.tree.map(lambda x: x.reshape(args.num_rows, *x.shape[value.ndim :]), batch), metrics
 
 
 def policy_loss(actor_params, args, agent, batch):
-    """Clipped surrogate (1707.06347, equation 7) of single denoising steps, and the entropy's own gradient to beta."""
+    """Clipped surrogate (1707.06347, equation 7) and the entropy's term."""
     agent = agent.replace(params={**agent.params, "actor": actor_params})
     log_prob, log_noise = step_log_probs(args, agent, batch.obs, batch.latent, batch.next_latent, batch.k)
     log_ratio = log_prob - batch.log_prob
     ratio = jnp.exp(log_ratio)
-    advantage, unit = batch.advantage, 1.0
-    if args.norm_adv:
-        unit = advantage.std() + 1e-8
-        advantage = (advantage - advantage.mean()) / unit
+    shift, scale = (batch.advantage.mean(), batch.advantage.std() + 1e-8) if args.norm_adv else (0.0, 1.0)
+    advantage = (batch.advantage - shift) / scale
     clipped_ratio = jnp.clip(ratio, 1.0 - args.clip_coef, 1.0 + args.clip_coef)
     loss = -jnp.minimum(advantage * ratio, advantage * clipped_ratio).mean()
     metrics = {
@@ -381,13 +357,14 @@ def policy_loss(actor_params, args, agent, batch):
     # beta is shared with the reference pi, so the reward alpha log pi depends on the parameters: one more term.
     if args.alpha > 0.0:
         clipped = jnp.where(advantage > 0.0, ratio > 1.0 + args.clip_coef, ratio < 1.0 - args.clip_coef)
-        loss -= args.alpha * jnp.mean(jax.lax.stop_gradient(ratio * ~clipped / unit) * log_noise)
+        loss -= args.alpha * jnp.mean(jax.lax.stop_gradient(ratio * ~clipped / scale) * log_noise)
     return loss, metrics
 
 
 def value_loss(critic_params, args, agent, batch):
     """Half the mean squared error of the value function, the larger of with and without clipping of its change."""
-    value = agent.critic.apply(critic_params, batch.obs, batch.latent, batch.k)
+    agent = agent.replace(params={**agent.params, "critic": critic_params})
+    value = state_value(agent, network_input(args, batch.obs, batch.latent, batch.k))
     error = (value - batch.target) ** 2
     if args.clip_vloss:
         clipped = batch.value + jnp.clip(value - batch.value, -args.clip_coef, args.clip_coef)
@@ -429,7 +406,7 @@ def learn(args, agent, key, batch, learning_rate):
 
 def rollout_step(args, env, state, key):
     """One step of the N environments, which also updates the statistics (the key is consumed)."""
-    action, latents = sample_action(args, state.agent, key, state.obs)
+    action, sample = sample_action(args, state.agent, key, state.obs)
     env_state, time_step = env.step(state.env_state, action)
     discounted_return = args.gamma * state.discounted_return + time_step.reward
     agent = state.agent.replace(
@@ -438,7 +415,7 @@ def rollout_step(args, env, state, key):
     )
     rollout = Rollout(
         obs=normalization.normalize(state.agent.obs_stats, state.obs),
-        latents=latents,
+        sample=sample,
         reward=normalization.scale(agent.return_stats, time_step.reward),
         final_obs=normalization.normalize(agent.obs_stats, time_step.final_obs),
         terminated=time_step.terminated,

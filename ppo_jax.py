@@ -118,33 +118,22 @@ class Args:
 
 
 def dense(size, scale=2.0**0.5):
-    """A dense layer with orthogonal weights times `scale` and no bias at the start."""
+    """A linear layer with orthogonal weights, times `scale`, and no bias at the start."""
     return nn.Dense(size, kernel_init=nn.initializers.orthogonal(scale))
 
 
-class Actor(nn.Module):
-    """Mean of the Gaussian: obs `[B, O]` -> `[B, A]`."""
-
-    action_size: int
-    hidden_dim: int
-
-    @nn.compact
-    def __call__(self, obs):
-        x = nn.tanh(dense(self.hidden_dim)(obs))
-        x = nn.tanh(dense(self.hidden_dim)(x))
-        return dense(self.action_size, scale=0.01)(x)
-
-
-class Critic(nn.Module):
-    """V(s): obs `[B, O]` -> `[B]`."""
+class MLP(nn.Module):
+    """Two tanh layers and a linear one: `[B, ..]` -> `[B, size]`. `scale`: of the last layer's weights at the start."""
 
     hidden_dim: int
+    size: int
+    scale: float
 
     @nn.compact
-    def __call__(self, obs):
-        x = nn.tanh(dense(self.hidden_dim)(obs))
+    def __call__(self, x):
         x = nn.tanh(dense(self.hidden_dim)(x))
-        return dense(1, scale=1.0)(x).squeeze(-1)
+        x = nn.tanh(dense(self.hidden_dim)(x))
+        return dense(self.size, self.scale)(x)
 
 
 # -------------------------------------------------------------------------------------------------------- agent state
@@ -177,11 +166,11 @@ class TrainState:
 class Rollout:
     """T steps of N environments, leaves `[T, N, ..]`; observations and rewards are normalised.
 
-    final_obs is what the step ended in, before any reset; action is the sample before it is clipped.
+    final_obs is what the step ended in, before any reset; sample is what the policy drew (see `sample_action`).
     """
 
     obs: jax.Array
-    action: jax.Array
+    sample: jax.Array
     reward: jax.Array
     final_obs: jax.Array
     terminated: jax.Array
@@ -193,7 +182,7 @@ class Batch:
     """Rows for the learner, leaves `[B, ..]`; log_prob and value are those of the agent before its updates."""
 
     obs: jax.Array
-    action: jax.Array
+    sample: jax.Array
     log_prob: jax.Array
     value: jax.Array
     advantage: jax.Array
@@ -208,12 +197,12 @@ def optimizer(args):
 def init_agent(args, env, key):
     """A new agent for the environment's sizes (the key is consumed)."""
     actor_key, critic_key = jax.random.split(key)
-    obs = jnp.zeros((1, env.observation_size))
-    actor = Actor(env.action_size, args.hidden_dim)
-    critic = Critic(args.hidden_dim)
+    x = jnp.zeros((1, env.observation_size))
+    actor = MLP(args.hidden_dim, env.action_size, scale=0.01)
+    critic = MLP(args.hidden_dim, 1, scale=1.0)
     log_std = jnp.full((env.action_size,), jnp.log(args.initial_std), jnp.float32)
-    actor_params = {"mean": actor.init(actor_key, obs), "log_std": log_std}
-    params = {"actor": actor_params, "critic": critic.init(critic_key, obs)}
+    actor_params = {"mean": actor.init(actor_key, x), "log_std": log_std}
+    params = {"actor": actor_params, "critic": critic.init(critic_key, x)}
     return Agent(
         actor=actor,
         critic=critic,
@@ -248,63 +237,65 @@ def policy_terms(args, agent, obs):
 
 
 def sample_action(args, agent, key, obs):
-    """Action `[B, A]`, clipped to [-1, 1], and the sample before the clipping `[B, A]` (the key is consumed)."""
-    mean, std = policy_terms(args, agent, normalization.normalize(agent.obs_stats, obs))
+    """Action `[B, A]`: the sample clipped to [-1, 1]; and the sample itself `[B, A]` (the key is consumed)."""
+    obs = normalization.normalize(agent.obs_stats, obs)
+    mean, std = policy_terms(args, agent, obs)
     sample = mean + std * jax.random.normal(key, mean.shape)
     return jnp.clip(sample, -1.0, 1.0), sample
 
 
 def deterministic_action(args, agent, obs):
     """The mean, clipped, `[B, A]`."""
-    mean, _ = policy_terms(args, agent, normalization.normalize(agent.obs_stats, obs))
-    return jnp.clip(mean, -1.0, 1.0)
+    obs = normalization.normalize(agent.obs_stats, obs)
+    return jnp.clip(policy_terms(args, agent, obs)[0], -1.0, 1.0)
 
 
 # ----------------------------------------------------------------------------------------------------------- learning
 
 
-def gae(reward, value, bootstrap, terminated, done, gamma, gae_lambda):
-    """Generalised advantage estimate (arXiv 1506.02438, equation 16) over L consecutive steps, `[L, N]`.
+def state_value(agent, x):
+    """The value function of its inputs `[B, ..]` -> `[B]`."""
+    return agent.critic.apply(agent.params["critic"], x).squeeze(-1)
 
-    A_i = r_i + gamma (1 - terminated_i) V'_i - V_i + gamma lambda (1 - done_i) A_{i+1}
 
-    V'_i is `bootstrap` where an episode ended (`done`: terminated or truncated) and at the last step, the next step's
-    `value` elsewhere. `gamma` and `gae_lambda` are scalars or `[L, N]`. A truncated step is not a terminated one: its
-    bootstrap counts, but no reward after it does.
+def gae(args, reward, value, bootstrap, terminated, truncated):
+    """Generalised advantage estimate (arXiv 1506.02438, equation 16) over consecutive steps, all `[T, N]`.
+
+    A_t = r_t + gamma (1 - terminated_t) V'_t - V_t + gamma lambda (1 - done_t) A_{t+1},  done = terminated or truncated
+
+    V'_t is `bootstrap` where an episode ended and at the last step, and the next step's `value` elsewhere.
     """
+    done = terminated | truncated
     next_value = jnp.where(done, bootstrap, jnp.concatenate([value[1:], bootstrap[-1:]]))
-    delta = reward + gamma * (1.0 - terminated) * next_value - value
-    trace = gamma * gae_lambda * (1.0 - done)
+    delta = reward + args.gamma * (1.0 - terminated) * next_value - value
 
     def step(advantage, inputs):
-        delta, trace = inputs
-        advantage = delta + trace * advantage
+        delta, done = inputs
+        advantage = delta + args.gamma * args.gae_lambda * (1.0 - done) * advantage
         return advantage, advantage
 
-    return jax.lax.scan(step, jnp.zeros_like(delta[0]), (delta, trace), reverse=True)[1]
+    return jax.lax.scan(step, jnp.zeros_like(delta[0]), (delta, done), reverse=True)[1]
 
 
 def make_batch(args, agent, rollout):
-    """The rows of a rollout with advantages and value targets, `[T * N, ..]`, and metrics."""
-    value = agent.critic.apply(agent.params["critic"], rollout.obs)
-    bootstrap = agent.critic.apply(agent.params["critic"], rollout.final_obs)
-    log_prob = distributions.gaussian_log_prob(rollout.action, *policy_terms(args, agent, rollout.obs))
-    done = rollout.terminated | rollout.truncated
-    advantage = gae(rollout.reward, value, bootstrap, rollout.terminated, done, args.gamma, args.gae_lambda)
-    batch = Batch(rollout.obs, rollout.action, log_prob, value, advantage, advantage + value)
-    metrics = {"losses/explained_variance": 1.0 - advantage.var() / batch.target.var()}
-    return jax.tree.map(lambda x: x.reshape(args.num_rows, *x.shape[2:]), batch), metrics
+    """The rollout's rows for the learner, `[T * N, ..]`, and metrics."""
+    value = state_value(agent, rollout.obs)
+    bootstrap = state_value(agent, rollout.final_obs)
+    log_prob = distributions.gaussian_log_prob(rollout.sample, *policy_terms(args, agent, rollout.obs))
+    advantage = gae(args, rollout.reward, value, bootstrap, rollout.terminated, rollout.truncated)
+    batch = Batch(rollout.obs, rollout.sample, log_prob, value, advantage, advantage + value)
+    metrics = {"losses/explained_variance": 1.0 - batch.advantage.var() / batch.target.var()}
+    return jax.tree.map(lambda x: x.reshape(args.num_rows, *x.shape[value.ndim :]), batch), metrics
 
 
 def policy_loss(actor_params, args, agent, batch):
-    """Clipped surrogate (1707.06347, equation 7) minus the entropy bonus."""
+    """Clipped surrogate (1707.06347, equation 7) and the entropy's term."""
     agent = agent.replace(params={**agent.params, "actor": actor_params})
     mean, std = policy_terms(args, agent, batch.obs)
-    log_ratio = distributions.gaussian_log_prob(batch.action, mean, std) - batch.log_prob
+    log_ratio = distributions.gaussian_log_prob(batch.sample, mean, std) - batch.log_prob
     ratio = jnp.exp(log_ratio)
-    advantage = batch.advantage
-    if args.norm_adv:
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    shift, scale = (batch.advantage.mean(), batch.advantage.std() + 1e-8) if args.norm_adv else (0.0, 1.0)
+    advantage = (batch.advantage - shift) / scale
     clipped_ratio = jnp.clip(ratio, 1.0 - args.clip_coef, 1.0 + args.clip_coef)
     loss = -jnp.minimum(advantage * ratio, advantage * clipped_ratio).mean()
     entropy = jnp.sum(jnp.log(std) + 0.5 * (distributions.LOG_2PI + 1.0))
@@ -316,12 +307,14 @@ def policy_loss(actor_params, args, agent, batch):
         "losses/clipfrac": (jnp.abs(ratio - 1.0) > args.clip_coef).mean(),
         "losses/first_ratio_error": jnp.abs(ratio - 1.0).max(),
     }
-    return loss - args.ent_coef * entropy, metrics
+    loss -= args.ent_coef * entropy
+    return loss, metrics
 
 
 def value_loss(critic_params, args, agent, batch):
     """Half the mean squared error of the value function, the larger of with and without clipping of its change."""
-    value = agent.critic.apply(critic_params, batch.obs)
+    agent = agent.replace(params={**agent.params, "critic": critic_params})
+    value = state_value(agent, batch.obs)
     error = (value - batch.target) ** 2
     if args.clip_vloss:
         clipped = batch.value + jnp.clip(value - batch.value, -args.clip_coef, args.clip_coef)
@@ -372,7 +365,7 @@ def rollout_step(args, env, state, key):
     )
     rollout = Rollout(
         obs=normalization.normalize(state.agent.obs_stats, state.obs),
-        action=sample,
+        sample=sample,
         reward=normalization.scale(agent.return_stats, time_step.reward),
         final_obs=normalization.normalize(agent.obs_stats, time_step.final_obs),
         terminated=time_step.terminated,
