@@ -1,0 +1,418 @@
+"""Proximal policy optimisation (PPO, arXiv 1707.06347, as in CleanRL's ppo_continuous_action.py), in one file.
+
+Run:   python ppo_jax.py --env-id Hopper-v4 --seed 1
+Docs:  docs/ppo.md
+Diff:  diff -u ppo_jax.py diffppo_jax.py shows what a diffusion policy changes.
+
+Shapes in the comments: B batch, N environments, T rollout length, O observation, A action, S seeds.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from common import distributions, envs, evaluation, normalization, runs
+
+# ---------------------------------------------------------------------------------------------------------- arguments
+
+
+@dataclass(frozen=True)
+class Args:
+    env_id: str = "Hopper-v4"
+    """any Gymnasium id with a Box action space, or module:id"""
+    env_kwargs: str = "{}"
+    """keyword arguments of the environment, a JSON object"""
+    seed: int = 1
+    """first seed"""
+    num_seeds: int = 1
+    """agents trained side by side with seeds seed, seed + 1, .."""
+    total_timesteps: int = 1_000_000
+    """environment steps per agent"""
+    num_envs: int = 8
+    """environments per agent"""
+    eval_frequency: int = 40_000
+    """environment steps between evaluations"""
+    eval_episodes: int = 10
+    """episodes per evaluation, for each of the stochastic and the deterministic policy"""
+    capture_video: bool = False
+    """record an episode at the end, or with --evaluate"""
+    track: bool = False
+    """mirror TensorBoard to Weights & Biases"""
+    wandb_project_name: str = "diffusion-maxent-rl"
+    """Weights & Biases project"""
+    wandb_entity: str | None = None
+    """Weights & Biases entity"""
+    runs_folder: str = "runs"
+    """where the run's folder is made"""
+    exp_name: str = "ppo_jax"
+    """name of this experiment, part of the folder's name"""
+    evaluate: str | None = None
+    """folder of a finished run: evaluate its agents instead of training"""
+
+    num_steps: int = 200
+    """T, steps of each environment per rollout; a rollout and its updates are one compiled chunk"""
+    learning_rate: float = 3e-4
+    """learning rate of policy and value function (Adam)"""
+    anneal_lr: bool = True
+    """lower the learning rate linearly to 0 over total_timesteps"""
+    gamma: float = 0.99
+    """discount"""
+    gae_lambda: float = 0.95
+    """lambda of the generalised advantage estimate"""
+    num_minibatches: int = 32
+    """minibatches per epoch"""
+    update_epochs: int = 10
+    """epochs over each rollout"""
+    norm_adv: bool = True
+    """normalise the advantages of each minibatch"""
+    clip_coef: float = 0.2
+    """the ratio is clipped to 1 -+ this"""
+    clip_vloss: bool = True
+    """clip the change of the value function as well, by clip_coef"""
+    vf_coef: float = 0.5
+    """weight of the value loss"""
+    max_grad_norm: float = 0.5
+    """largest norm of the gradient of all parameters together"""
+    hidden_dim: int = 64
+    """units in each of the two hidden layers"""
+    ent_coef: float = 0.0
+    """weight of the entropy bonus"""
+    initial_std: float = 1.0
+    """standard deviation of the Gaussian at the start"""
+
+    def __post_init__(self):
+        for flag, steps in (("total-timesteps", self.total_timesteps), ("eval-frequency", self.eval_frequency)):
+            runs.check(
+                self.log_frequency <= 0 or steps % self.log_frequency == 0,
+                f"--{flag} {steps} must be a multiple of --num-envs times --num-steps = {self.log_frequency}",
+            )
+        runs.check_arguments(self)
+        runs.check(self.gae_lambda <= 1.0, "--gae-lambda must not be above 1")
+        runs.check(
+            self.num_rows % self.num_minibatches == 0,
+            f"--num-minibatches {self.num_minibatches} must divide the {self.num_rows} rows of a rollout",
+        )
+
+    @property
+    def log_frequency(self) -> int:
+        """Environment steps per compiled chunk: logs, evaluations and signals wait for its end."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that one rollout gives the learner."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def num_updates(self) -> float:
+        """Gradient steps per step of the N environments."""
+        return self.update_epochs * self.num_minibatches / self.num_steps
+
+
+# ----------------------------------------------------------------------------------------------------------- networks
+
+
+def dense(size, scale=2.0**0.5):
+    """A linear layer with orthogonal weights, times `scale`, and no bias at the start."""
+    return nn.Dense(size, kernel_init=nn.initializers.orthogonal(scale))
+
+
+class MLP(nn.Module):
+    """Two tanh layers and a linear one: `[B, ..]` -> `[B, size]`. `scale`: of the last layer's weights at the start."""
+
+    hidden_dim: int
+    size: int
+    scale: float
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.tanh(dense(self.hidden_dim)(x))
+        x = nn.tanh(dense(self.hidden_dim)(x))
+        return dense(self.size, self.scale)(x)
+
+
+# -------------------------------------------------------------------------------------------------------- agent state
+
+
+@struct.dataclass
+class Agent:
+    """All that is learned by one agent, and the statistics that normalise its observations and rewards."""
+
+    actor: nn.Module = struct.field(pytree_node=False)
+    critic: nn.Module = struct.field(pytree_node=False)
+    params: dict
+    opt_state: optax.OptState
+    obs_stats: normalization.RunningStats
+    return_stats: normalization.RunningStats
+
+
+@struct.dataclass
+class TrainState:
+    """The whole state of one agent's training: obs `[N, O]`, not normalised, is what it acts on next."""
+
+    agent: Agent
+    env_state: envs.EnvState
+    obs: jax.Array
+    discounted_return: jax.Array
+    key: jax.Array
+
+
+@struct.dataclass
+class Rollout:
+    """T steps of N environments, leaves `[T, N, ..]`; observations and rewards are normalised.
+
+    final_obs is what the step ended in, before any reset; sample is what the policy drew (see `sample_action`).
+    """
+
+    obs: jax.Array
+    sample: jax.Array
+    reward: jax.Array
+    final_obs: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+
+
+@struct.dataclass
+class Batch:
+    """Rows for the learner, leaves `[B, ..]`; log_prob and value are those of the agent before its updates."""
+
+    obs: jax.Array
+    sample: jax.Array
+    log_prob: jax.Array
+    value: jax.Array
+    advantage: jax.Array
+    target: jax.Array
+
+
+def optimizer(args):
+    """Clips the gradient's norm, then Adam without the learning rate."""
+    return optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.scale_by_adam(eps=1e-5))
+
+
+def init_agent(args, env, key):
+    """A new agent for the environment's sizes (the key is consumed)."""
+    actor_key, critic_key = jax.random.split(key)
+    x = jnp.zeros((1, env.observation_size))
+    actor = MLP(args.hidden_dim, env.action_size, scale=0.01)
+    critic = MLP(args.hidden_dim, 1, scale=1.0)
+    log_std = jnp.full((env.action_size,), jnp.log(args.initial_std), jnp.float32)
+    actor_params = {"mean": actor.init(actor_key, x), "log_std": log_std}
+    params = {"actor": actor_params, "critic": critic.init(critic_key, x)}
+    return Agent(
+        actor=actor,
+        critic=critic,
+        params=params,
+        opt_state=optimizer(args).init(params),
+        obs_stats=normalization.init((env.observation_size,)),
+        return_stats=normalization.init(()),
+    )
+
+
+def init_state(args, env, key):
+    """The state before the first step (the key is consumed)."""
+    agent_key, env_key, key = jax.random.split(key, 3)
+    env_state, obs = env.reset(env_key)
+    agent = init_agent(args, env, agent_key)
+    return TrainState(
+        agent=agent.replace(obs_stats=normalization.update(agent.obs_stats, obs)),
+        env_state=env_state,
+        obs=obs,
+        discounted_return=jnp.zeros(args.num_envs),
+        key=key,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- policy
+
+
+def policy_terms(args, agent, obs):
+    """Mean `[B, A]` and standard deviation `[A]` of the Gaussian for normalised observations."""
+    params = agent.params["actor"]
+    return agent.actor.apply(params["mean"], obs), jnp.exp(params["log_std"])
+
+
+def sample_action(args, agent, key, obs):
+    """Action `[B, A]`: the sample clipped to [-1, 1]; and the sample itself `[B, A]` (the key is consumed)."""
+    obs = normalization.normalize(agent.obs_stats, obs)
+    mean, std = policy_terms(args, agent, obs)
+    sample = mean + std * jax.random.normal(key, mean.shape)
+    return jnp.clip(sample, -1.0, 1.0), sample
+
+
+def deterministic_action(args, agent, obs):
+    """The mean, clipped, `[B, A]`."""
+    obs = normalization.normalize(agent.obs_stats, obs)
+    return jnp.clip(policy_terms(args, agent, obs)[0], -1.0, 1.0)
+
+
+# ----------------------------------------------------------------------------------------------------------- learning
+
+
+def state_value(agent, x):
+    """The value function of its inputs `[B, ..]` -> `[B]`."""
+    return agent.critic.apply(agent.params["critic"], x).squeeze(-1)
+
+
+def gae(args, reward, value, bootstrap, terminated, truncated):
+    """Generalised advantage estimate (arXiv 1506.02438, equation 16) over consecutive steps, all `[T, N]`.
+
+    A_t = r_t + gamma (1 - terminated_t) V'_t - V_t + gamma lambda (1 - done_t) A_{t+1},  done = terminated or truncated
+
+    V'_t is `bootstrap` where an episode ended and at the last step, and the next step's `value` elsewhere.
+    """
+    done = terminated | truncated
+    next_value = jnp.where(done, bootstrap, jnp.concatenate([value[1:], bootstrap[-1:]]))
+    delta = reward + args.gamma * (1.0 - terminated) * next_value - value
+
+    def step(advantage, inputs):
+        delta, done = inputs
+        advantage = delta + args.gamma * args.gae_lambda * (1.0 - done) * advantage
+        return advantage, advantage
+
+    return jax.lax.scan(step, jnp.zeros_like(delta[0]), (delta, done), reverse=True)[1]
+
+
+def make_batch(args, agent, rollout):
+    """The rollout's rows for the learner, `[T * N, ..]`, and metrics."""
+    value = state_value(agent, rollout.obs)
+    bootstrap = state_value(agent, rollout.final_obs)
+    log_prob = distributions.gaussian_log_prob(rollout.sample, *policy_terms(args, agent, rollout.obs))
+    advantage = gae(args, rollout.reward, value, bootstrap, rollout.terminated, rollout.truncated)
+    batch = Batch(rollout.obs, rollout.sample, log_prob, value, advantage, advantage + value)
+    metrics = {"losses/explained_variance": 1.0 - batch.advantage.var() / batch.target.var()}
+    return jax.tree.map(lambda x: x.reshape(args.num_rows, *x.shape[value.ndim :]), batch), metrics
+
+
+def policy_loss(actor_params, args, agent, batch):
+    """Clipped surrogate (1707.06347, equation 7) and the entropy's term."""
+    agent = agent.replace(params={**agent.params, "actor": actor_params})
+    mean, std = policy_terms(args, agent, batch.obs)
+    log_ratio = distributions.gaussian_log_prob(batch.sample, mean, std) - batch.log_prob
+    ratio = jnp.exp(log_ratio)
+    shift, scale = (batch.advantage.mean(), batch.advantage.std() + 1e-8) if args.norm_adv else (0.0, 1.0)
+    advantage = (batch.advantage - shift) / scale
+    clipped_ratio = jnp.clip(ratio, 1.0 - args.clip_coef, 1.0 + args.clip_coef)
+    loss = -jnp.minimum(advantage * ratio, advantage * clipped_ratio).mean()
+    entropy = jnp.sum(jnp.log(std) + 0.5 * (distributions.LOG_2PI + 1.0))
+    metrics = {
+        "losses/policy_loss": loss,
+        "losses/entropy": entropy,
+        "losses/old_approx_kl": -log_ratio.mean(),
+        "losses/approx_kl": (ratio - 1.0 - log_ratio).mean(),
+        "losses/clipfrac": (jnp.abs(ratio - 1.0) > args.clip_coef).mean(),
+        "losses/first_ratio_error": jnp.abs(ratio - 1.0).max(),
+    }
+    loss -= args.ent_coef * entropy
+    return loss, metrics
+
+
+def value_loss(critic_params, args, agent, batch):
+    """Half the mean squared error of the value function, the larger of with and without clipping of its change."""
+    agent = agent.replace(params={**agent.params, "critic": critic_params})
+    value = state_value(agent, batch.obs)
+    error = (value - batch.target) ** 2
+    if args.clip_vloss:
+        clipped = batch.value + jnp.clip(value - batch.value, -args.clip_coef, args.clip_coef)
+        error = jnp.maximum(error, (clipped - batch.target) ** 2)
+    loss = 0.5 * error.mean()
+    return loss, {"losses/value_loss": loss}
+
+
+def update(args, agent, batch, learning_rate):
+    """One gradient step of policy and value function on one minibatch."""
+
+    def loss(params):
+        actor_loss, actor_metrics = policy_loss(params["actor"], args, agent, batch)
+        critic_loss, critic_metrics = value_loss(params["critic"], args, agent, batch)
+        return actor_loss + args.vf_coef * critic_loss, {**actor_metrics, **critic_metrics}
+
+    grads, metrics = jax.grad(loss, has_aux=True)(agent.params)
+    updates, opt_state = optimizer(args).update(grads, agent.opt_state)
+    params = jax.tree.map(lambda p, u: p - learning_rate * u, agent.params, updates)
+    return agent.replace(params=params, opt_state=opt_state), metrics
+
+
+def learn(args, agent, key, batch, learning_rate):
+    """All epochs over one batch (the key is consumed). Metrics are means over all minibatches."""
+
+    def epoch(agent, key):
+        order = jax.random.permutation(key, args.num_rows).reshape(args.num_minibatches, -1)
+        minibatches = jax.tree.map(lambda x: x[order], batch)
+        return jax.lax.scan(lambda agent, rows: update(args, agent, rows, learning_rate), agent, minibatches)
+
+    agent, metrics = jax.lax.scan(epoch, agent, jax.random.split(key, args.update_epochs))
+    first_ratio_error = metrics["losses/first_ratio_error"][0, 0]
+    metrics = jax.tree.map(lambda x: x.mean(), metrics)
+    return agent, {**metrics, "losses/first_ratio_error": first_ratio_error}
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+def rollout_step(args, env, state, key):
+    """One step of the N environments, which also updates the statistics (the key is consumed)."""
+    action, sample = sample_action(args, state.agent, key, state.obs)
+    env_state, time_step = env.step(state.env_state, action)
+    discounted_return = args.gamma * state.discounted_return + time_step.reward
+    agent = state.agent.replace(
+        obs_stats=normalization.update(state.agent.obs_stats, time_step.obs),
+        return_stats=normalization.update(state.agent.return_stats, discounted_return),
+    )
+    rollout = Rollout(
+        obs=normalization.normalize(state.agent.obs_stats, state.obs),
+        sample=sample,
+        reward=normalization.scale(agent.return_stats, time_step.reward),
+        final_obs=normalization.normalize(agent.obs_stats, time_step.final_obs),
+        terminated=time_step.terminated,
+        truncated=time_step.truncated,
+    )
+    state = TrainState(agent, env_state, time_step.obs, discounted_return * ~time_step.done, state.key)
+    return state, (rollout, runs.StepLog.of(time_step, {}))
+
+
+def train_step(args, env, state, step):
+    """One rollout and the updates on it. `step`: environment steps taken before."""
+    key, rollout_key, learn_key = jax.random.split(state.key, 3)
+    rollout_keys = jax.random.split(rollout_key, args.num_steps)
+    state, (rollout, log) = jax.lax.scan(partial(rollout_step, args, env), state.replace(key=key), rollout_keys)
+
+    learning_rate = args.learning_rate * (1.0 - step / args.total_timesteps) if args.anneal_lr else args.learning_rate
+    batch, batch_metrics = make_batch(args, state.agent, rollout)
+    agent, metrics = learn(args, state.agent, learn_key, batch, learning_rate)
+    metrics |= {**batch_metrics, "charts/learning_rate": learning_rate}
+    metrics = jax.tree.map(lambda x: jnp.full(args.num_steps, x, jnp.float32), metrics)  # the log has a row per step
+    return state.replace(agent=agent), log.replace(metrics=metrics)
+
+
+@partial(jax.jit, static_argnames=("args", "env"), donate_argnames="state")
+def train_chunk(args, env, state, step):
+    """`log_frequency` environment steps of all S agents in one XLA program; leaves of `state` are `[S, ..]`."""
+    state, log = runs.scan_agents(partial(train_step, args, env), state, step[None])
+    return state, jax.tree.map(lambda x: x[0].swapaxes(0, 1), log)  # [1, S, T, ..] -> [T, S, ..]
+
+
+# --------------------------------------------------------------------------------------------------------------- main
+
+
+def main(args):
+    env = envs.make_env(args.env_id, args.num_envs, args.num_seeds, args.env_kwargs)
+    evaluator = evaluation.Evaluator(args, sample_action, deterministic_action)
+    with runs.Run(args, env) as run:
+        state = jax.jit(jax.vmap(partial(init_state, args, env)))(run.keys)
+        run.header(parameters=state.agent.params["actor"])
+        chunk = run.compile(train_chunk, args, env, state, jnp.int32(0))
+        for step in run.chunks():
+            state, log = chunk(state, jnp.int32(step))
+            step = run.log(step, log)
+            if step % args.eval_frequency == 0:
+                run.log_evaluation(step, evaluator(state.agent, step))
+        run.finish(state.agent, evaluator)
+
+
+if __name__ == "__main__":
+    runs.start(Args, main, evaluate=partial(evaluation.evaluate_run, init_agent, sample_action, deterministic_action))
