@@ -124,7 +124,9 @@ def arguments(script: str, values: dict) -> str:
         if name in BOOKKEEPING or name not in values or (name in known and _text(values[name]) == _text(known[name])):
             continue
         value, flag = values[name], name.replace("_", "-")
-        words.append((f"--{flag}" if value else f"--no-{flag}") if isinstance(value, bool) else f"--{flag} {_text(value)}")
+        words.append(
+            (f"--{flag}" if value else f"--no-{flag}") if isinstance(value, bool) else f"--{flag} {_text(value)}"
+        )
     return " ".join(words)
 
 
@@ -288,8 +290,8 @@ def main() -> int:
         parser.error("name at least one run folder, or --list")
     refused = 0
     for folder in options.runs:
-        if not folder.is_dir() or not (folder / "args.json").exists() and folder.name == "logs":
-            continue  # `runs/*` names the logs of run_all.sh too
+        if folder.is_file() or folder.name == "logs":
+            continue  # `runs/*` names more than run folders
         try:
             rows = read_run(folder, options.allow_dirty, options.allow_unfinished)
             path = merge(rows, options.results)
