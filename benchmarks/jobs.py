@@ -313,6 +313,14 @@ def accelerator() -> bool:
     return done.returncode == 0 and done.stdout.strip() not in ("", "cpu")
 
 
+class Parser(argparse.ArgumentParser):
+    """One line and exit status 2 for a bad setting, as the scripts do it."""
+
+    def error(self, message: str):
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -320,8 +328,11 @@ def positive(text: str) -> int:
     return number
 
 
+positive.__name__ = "positive whole number"  # for argparse's message
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", required=True)
     parser.add_argument("--list", required=True, help="the list of runs, as text")
     parser.add_argument("--runs", default="runs")

@@ -25,11 +25,11 @@ list='
 # The name is the --exp-name: runs are found again by it. A suite is what follows "suite NAME"; "+ NAME" adds a suite.
 
 suite quick
-quick_sac     | sac_jax.py     | --learning-starts 1000 --hidden-dim 64 | Pendulum-v1 | 1 | 8000
-quick_diffsac | diffsac_jax.py | --learning-starts 1000 --hidden-dim 64 | Pendulum-v1 | 1 | 8000
-quick_diffwpo | diffwpo_jax.py | --learning-starts 1000 --hidden-dim 64 | Pendulum-v1 | 1 | 8000
-quick_ppo     | ppo_jax.py     |                                        | Hopper-v4   | 1 | 100000
-quick_diffppo | diffppo_jax.py |                                        | Hopper-v4   | 1 | 100000
+quick_sac     | sac_jax.py     | --eval-frequency 2000 --learning-starts 1000 --hidden-dim 64 | Pendulum-v1 | 1 | 8000
+quick_diffsac | diffsac_jax.py | --eval-frequency 2000 --learning-starts 1000 --hidden-dim 64 | Pendulum-v1 | 1 | 8000
+quick_diffwpo | diffwpo_jax.py | --eval-frequency 2000 --learning-starts 1000 --hidden-dim 64 | Pendulum-v1 | 1 | 8000
+quick_ppo     | ppo_jax.py     | --eval-frequency 16000 | Hopper-v4 | 1 | 80000
+quick_diffppo | diffppo_jax.py | --eval-frequency 16000 | Hopper-v4 | 1 | 80000
 
 # The runs whose results are in benchmarks/results; a test compares.
 suite committed
@@ -51,19 +51,19 @@ diffsac_k2  | diffsac_jax.py | --num-denoising-steps 2  | Hopper-v4 | 1 2 3 4 5 
 diffsac_k4  | diffsac_jax.py | --num-denoising-steps 4  | Hopper-v4 | 1 2 3 4 5 | 300000
 diffsac_k8  | diffsac_jax.py | --num-denoising-steps 8  | Hopper-v4 | 1 2 3 4 5 | 300000
 diffsac_k16 | diffsac_jax.py | --num-denoising-steps 16 | Hopper-v4 | 1 2 3 4 5 | 300000
-diffppo_k1  | diffppo_jax.py | --num-denoising-steps 1  | Hopper-v4 | 1 2 3 4 5 | 500000
-diffppo_k2  | diffppo_jax.py | --num-denoising-steps 2  | Hopper-v4 | 1 2 3 4 5 | 500000
-diffppo_k4  | diffppo_jax.py | --num-denoising-steps 4  | Hopper-v4 | 1 2 3 4 5 | 500000
-diffppo_k8  | diffppo_jax.py | --num-denoising-steps 8  | Hopper-v4 | 1 2 3 4 5 | 500000
-diffppo_k16 | diffppo_jax.py | --num-denoising-steps 16 | Hopper-v4 | 1 2 3 4 5 | 500000
+diffppo_k1  | diffppo_jax.py | --num-denoising-steps 1  | Hopper-v4 | 1 2 3 4 5 | 480000
+diffppo_k2  | diffppo_jax.py | --num-denoising-steps 2  | Hopper-v4 | 1 2 3 4 5 | 480000
+diffppo_k4  | diffppo_jax.py | --num-denoising-steps 4  | Hopper-v4 | 1 2 3 4 5 | 480000
+diffppo_k8  | diffppo_jax.py | --num-denoising-steps 8  | Hopper-v4 | 1 2 3 4 5 | 480000
+diffppo_k16 | diffppo_jax.py | --num-denoising-steps 16 | Hopper-v4 | 1 2 3 4 5 | 480000
 # temperature
 diffsac_entropy1      | diffsac_jax.py | --target-entropy-scale 1.0 | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 300000
 diffsac_entropy3      | diffsac_jax.py | --target-entropy-scale 3.0 | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 300000
 diffsac_alpha0.2      | diffsac_jax.py | --no-autotune --alpha 0.2  | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 300000
 diffsac_alpha0.05     | diffsac_jax.py | --no-autotune --alpha 0.05 | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 300000
-diffppo_alpha0        | diffppo_jax.py | --alpha 0.0                | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 500000
-diffppo_alpha0.001    | diffppo_jax.py | --alpha 0.001              | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 500000
-diffppo_alpha0.01     | diffppo_jax.py | --alpha 0.01               | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 500000
+diffppo_alpha0        | diffppo_jax.py | --alpha 0.0                | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 480000
+diffppo_alpha0.001    | diffppo_jax.py | --alpha 0.001              | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 480000
+diffppo_alpha0.01     | diffppo_jax.py | --alpha 0.01               | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 480000
 '
 
 if [ -n "${LIST:-}" ]; then list=$(cat "$LIST"); fi
