@@ -1,0 +1,210 @@
+"""Figures and tables: the statistics by hand, pages and images from made-up results, the committed pages."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from benchmarks import export, plot
+
+
+def made_up_rows(name, env_id, seed, evaluations, scale, arguments="", every=10_000, script=None):
+    """Returns grow linearly: evaluation i (from 1) is scale * i + seed, deterministic twice and training half of it."""
+    return [
+        dict.fromkeys(export.COLUMNS, "1")
+        | {
+            "env_id": env_id,
+            "exp_name": name,
+            "script": script or name,
+            "seed": str(seed),
+            "global_step": str(every * i),
+            "stochastic_return": str(scale * i + seed),
+            "deterministic_return": str(2 * (scale * i + seed)),
+            "training_return": str((scale * i + seed) / 2) if i > 1 else "",
+            "commit": "0123456789",
+            "dirty": "false",
+            "device": "cpu cpu",
+            "wall_time": str(100.0 * i),
+            "steps_per_second": str(100 * seed),
+            "arguments": arguments,
+        }
+        for i in range(1, evaluations + 1)
+    ]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A checkout with results of every kind and pages with every table."""
+    root = tmp_path_factory.mktemp("checkout")
+    folder = root / "benchmarks"
+    for seed in (1, 2, 3):
+        for env_id in ("Hopper-v4", "Walker2d-v4"):
+            for name, scale in (("sac_jax", 10), ("diffsac_jax", 20), ("ppo_jax", 5), ("diffppo_jax", 10)):
+                export.merge(made_up_rows(name, env_id, seed, 15, scale), folder / "results")
+        export.merge(made_up_rows("diffwpo_jax", "Hopper-v4", seed, 12, 15), folder / "results")
+        for k in (1, 4):
+            export.merge(made_up_rows(f"diffsac_k{k}", "Hopper-v4", seed, 9, k), folder / "results")
+            export.merge(made_up_rows(f"diffppo_k{k}", "Hopper-v4", seed, 9, k), folder / "results")
+    (folder / "reference.csv").write_bytes((plot.ROOT / "benchmarks" / "reference.csv").read_bytes())
+    (folder / "speed.csv").write_text(
+        "quantity,value,how,commit,device,versions\nDiffSAC update / SAC update,1.8,rows,0123456789,cpu,jax 0.10.2\n"
+    )
+    (root / "README.md").write_text(
+        "Top\n" + "".join(f"<!-- table {n} -->\n<!-- end -->\n" for n in plot.TABLES) + "End\n"
+    )
+    return root
+
+
+# --------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_iqm_by_hand():
+    # 8 values: two are cut at each end.
+    assert (
+        plot.iqm([np.array([0.0, 10.0, 20.0, 30.0]), np.array([40.0, 50.0, 60.0, 1000.0])]) == (20 + 30 + 40 + 50) / 4
+    )
+    # 9 values: two are cut at each end (a quarter rounded down), five remain.
+    assert plot.iqm([np.arange(9.0)]) == 4.0
+    # 3 values: nothing is cut.
+    assert plot.iqm([np.array([1.0, 2.0, 6.0])]) == 3.0
+
+
+def test_probability_of_improvement_by_hand():
+    x, y = np.array([1.0, 2.0, 3.0]), np.array([2.0, 0.0])
+    # 1 > 0; 2 > 0 and 2 = 2; 3 > both: (1 + 1.5 + 2) / 6.
+    assert plot.probability_of_improvement([x], [y]) == pytest.approx(4.5 / 6)
+    # Environments weigh the same.
+    assert plot.probability_of_improvement([x, np.array([5.0])], [y, np.array([9.0])]) == pytest.approx(4.5 / 12)
+
+
+def test_bootstrap_band_by_hand():
+    # Two seeds, 0 and 1: the resampled mean is 0, 1/2 or 1 with probabilities 1/4, 1/2, 1/4, so the 2.5 % and 97.5 %
+    # points are 0 and 1. A curve on which the seeds agree has a band of no width.
+    low, high = plot.bootstrap_band(np.array([[0.0, 3.0], [1.0, 3.0]]))
+    assert low.tolist() == [0.0, 3.0] and high.tolist() == [1.0, 3.0]
+
+
+def test_bootstrap_is_stratified():
+    # The sum of the environments' means: with one seed each nothing can vary, whatever lies between environments.
+    fixed = [np.array([1.0]), np.array([100.0])]
+    assert plot.stratified_bootstrap(plot.iqm, fixed) == (50.5, 50.5)
+    # The mean of n normal scores: the interval's half-width is 1.96 std / sqrt(n), within the noise of 2000 draws.
+    scores = np.random.default_rng(1).normal(size=200)
+    low, high = plot.stratified_bootstrap(lambda sample: float(sample[0].mean()), [scores])
+    assert (high - low) / 2 == pytest.approx(1.96 * scores.std() / np.sqrt(200), rel=0.1)
+
+
+def test_score_rule():
+    steps = np.arange(1, 31)
+    curve = plot.Curve(1, steps, dict.fromkeys(plot.POLICIES, steps.astype(float)), steps * 1.0, {})
+    assert curve.score("deterministic") == 25.5  # the last ten of thirty: 21 .. 30
+    assert curve.maximum("deterministic") == 30.0
+    assert curve.until(19).score("stochastic") == 18.0  # the last three of nineteen
+    assert curve.until(20).score("stochastic") == 15.5
+    assert curve.score("training") == 30.0  # an average of 100 episodes already
+
+
+# -------------------------------------------------------------------------------------------------- tables and figures
+
+
+def test_tables_by_hand(checkout):
+    results = plot.load(checkout / "benchmarks" / "results")
+    # Equal steps on Hopper: DiffWPO's 12 evaluations. The last three stochastic ones of SAC are 10 * 11 + seed.
+    line = next(x for x in plot.off_policy_table(results).splitlines() if "Hopper" in x)
+    assert (
+        line == "| Hopper-v4 | 120k | 1 2 3 | 224 ± 2.0 / 112 ± 1.0 | 444 ± 2.0 / 222 ± 1.0 | 334 ± 2.0 / 167 ± 1.0 |"
+    )
+    line = next(x for x in plot.off_policy_table(results).splitlines() if "Walker2d" in x)
+    assert line == "| Walker2d-v4 | 150k | 1 2 3 | 284 ± 2.0 / 142 ± 1.0 | 564 ± 2.0 / 282 ± 1.0 | - |"
+    # Training return at 150k: (5 * 15 + seed) / 2 against (10 * 15 + seed) / 2.
+    line = next(x for x in plot.on_policy_table(results).splitlines() if "Hopper" in x)
+    assert line == "| Hopper-v4 | 150k | 1 2 3 | 38.5 ± 0.5 | - | 76.0 ± 0.5 | 1.97 |"
+    assert "| mean of the 2 ratios |" in plot.on_policy_table(results)
+    # All DiffSAC scores are above all SAC scores.
+    line = next(x for x in plot.aggregate_table(results).splitlines() if "DiffSAC against SAC | deterministic" in x)
+    assert line.endswith("| 1.99 (1.98 to 1.99) | 1.00 | 1.00 (1.00 to 1.00) |"), line
+    # K = 8 has no runs of its own: the default runs serve, cut at 90k like the others.
+    lines = plot.ablation_table(results, "diffsac", "diffsac_jax", plot.POLICIES[:2]).splitlines()
+    assert lines[0] == "Hopper-v4, 90k steps."
+    assert lines[-1] == "| 8 | 1 2 3 | 324 ± 2.0 | 162 ± 1.0 | 200 | diffsac_jax |"
+    assert [line.split(" | ")[0] for line in lines[4:]] == ["| 1", "| 4", "| 8"]
+
+
+def test_pages_and_images(checkout, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["plot.py", "--root", str(checkout)])
+    assert plot.main() == 0
+    page = (checkout / "README.md").read_text()
+    assert page.startswith("Top\n") and page.endswith("End\n")
+    assert "No results" not in page and page.count("|---|") >= len(plot.TABLES)
+    images = sorted((checkout / "benchmarks" / "figures").glob("*.png"))
+    assert [image.stem for image in images] == [
+        "ablation_k",
+        "aggregate",
+        "curves_off_policy",
+        "curves_on_policy",
+        "reference",
+        "wall_clock_off_policy",
+        "wall_clock_on_policy",
+    ]
+    from matplotlib import pyplot
+
+    for image in images:
+        pixels = pyplot.imread(image)
+        assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.02, f"{image} shows nothing"
+    # A second call changes nothing.
+    monkeypatch.setattr("sys.argv", ["plot.py", "--tables", "--root", str(checkout)])
+    capsys.readouterr()
+    assert plot.main() == 0 and capsys.readouterr().out == ""
+
+
+def test_any_subset_of_results(checkout, tmp_path, monkeypatch, capsys):
+    """Tables and figures without data say so or are left out, one algorithm alone is enough for the others."""
+    for present in ([], ["sac_jax__Hopper-v4"], ["diffsac_jax__Walker2d-v4"], ["diffppo_jax__Hopper-v4"]):
+        root = tmp_path / (present[0] if present else "none")
+        (root / "benchmarks" / "results").mkdir(parents=True)
+        for name in present:
+            source = checkout / "benchmarks" / "results" / f"{name}.csv"
+            (root / "benchmarks" / "results" / f"{name}.csv").write_bytes(source.read_bytes())
+        (root / "benchmarks" / "reference.csv").write_bytes((checkout / "benchmarks" / "reference.csv").read_bytes())
+        (root / "README.md").write_text("".join(f"<!-- table {n} -->\n<!-- end -->\n" for n in plot.TABLES))
+        monkeypatch.setattr("sys.argv", ["plot.py", "--root", str(root)])
+        assert plot.main() == 0
+        page = (root / "README.md").read_text()
+        assert page.count("No results for the table") >= (len(plot.TABLES) if not present else 4)
+        assert len(list((root / "benchmarks" / "figures").glob("*.png"))) == (3 if present else 0)
+
+
+def test_unknown_table_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "README.md").write_text("<!-- table no-such -->\n<!-- end -->\n")
+    monkeypatch.setattr("sys.argv", ["plot.py", "--tables", "--root", str(tmp_path)])
+    assert plot.main() == 2
+    assert "no-such" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------- committed pages
+
+
+def test_committed_tables_match_the_results():
+    """What `python benchmarks/plot.py --tables` would write is what the pages say."""
+    folder = plot.ROOT / "benchmarks"
+    results = plot.load(folder / "results")
+    found = plot.pages(plot.ROOT)
+    assert found and "README.md" in {page.name for page in found}
+    for page in found:
+        assert plot.with_tables(page.read_text(), results, folder) == page.read_text(), f"{page}: run plot.py --tables"
+
+
+def test_committed_figures_exist():
+    """Every figure that a page shows exists and is not empty."""
+    for page in plot.pages(plot.ROOT):
+        for name in plot.re.findall(r"!\[[^\]]*\]\(([^)]+\.png)\)", page.read_text()):
+            assert (page.parent / name).stat().st_size > 5000, f"{page} shows {name}"
+
+
+def test_reference_rows_are_complete():
+    with (plot.ROOT / "benchmarks" / "reference.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) >= 20
+    for row in rows:
+        assert row["source"] and row["metric"] in plot.REFERENCE_METRICS and row["kind"] in plot.FAMILIES
+        assert float(row["mean"]) > 0 and int(row["steps"]) > 0
