@@ -52,6 +52,10 @@ class Args:
     """where the run's folder is made"""
     exp_name: str = "diffppo_jax"
     """name of this experiment, part of the folder's name"""
+    checkpoint_frequency: int = 80_000
+    """environment steps between checkpoints; 0: only at the end"""
+    resume: str | None = None
+    """folder of a run: continue it there, with the arguments stored in it"""
     evaluate: str | None = None
     """folder of a finished run: evaluate its agents instead of training"""
 
@@ -113,6 +117,10 @@ class Args:
     def log_frequency(self) -> int:
         """Environment steps per compiled chunk: logs, evaluations and signals wait for its end."""
         return self.num_envs * self.num_steps
+
+    @property
+    def fixed_on_resume(self) -> dict[str, str]:
+        return {"total_timesteps": "the learning rate is annealed over it"} if self.anneal_lr else {}
 
     @property
     def num_rows(self) -> int:
@@ -453,15 +461,16 @@ def main(args):
     env = envs.make_env(args.env_id, args.num_envs, args.num_seeds, args.env_kwargs)
     evaluator = evaluation.Evaluator(args, sample_action, deterministic_action)
     with runs.Run(args, env) as run:
-        state = jax.jit(jax.vmap(partial(init_state, args, env)))(run.keys)
+        state = run.restore(jax.jit(jax.vmap(partial(init_state, args, env)))(run.keys))
         run.header(parameters=state.agent.params["actor"])
         chunk = run.compile(train_chunk, args, env, state, jnp.int32(0))
         for step in run.chunks():
             state, log = chunk(state, jnp.int32(step))
-            step = run.log(step, log)
+            step = run.log(step, log, state)
             if step % args.eval_frequency == 0:
                 run.log_evaluation(step, evaluator(state.agent, step))
-        run.finish(state.agent, evaluator)
+            run.checkpoint(step, state)
+        run.finish(state, evaluator)
 
 
 if __name__ == "__main__":

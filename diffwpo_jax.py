@@ -54,6 +54,10 @@ class Args:
     """where the run's folder is made"""
     exp_name: str = "diffwpo_jax"
     """name of this experiment, part of the folder's name"""
+    checkpoint_frequency: int = 10_000
+    """environment steps between checkpoints; 0: only at the end"""
+    resume: str | None = None
+    """folder of a run: continue it there, with the arguments stored in it"""
     evaluate: str | None = None
     """folder of a finished run: evaluate its agents instead of training"""
 
@@ -146,7 +150,7 @@ class Critic(nn.Module):
     num_steps: int
 
     @nn.compact
-    def __call__(self, obs, latent, j):
+    def __call__(self, obs, latent, j=0):
         level = diffusion.level_embedding(jnp.broadcast_to(j, obs.shape[:-1]), self.num_steps)
         x = jnp.concatenate([obs, latent, level], axis=-1)
         x = nn.relu(nn.Dense(self.hidden_dim)(x))
@@ -200,7 +204,7 @@ def init_agent(args, env, key):
         args.num_denoising_steps, env.action_size, args.initial_beta_first, args.initial_beta_last
     )
     actor_params = {"drift": actor.init(actor_key, obs, action, 1), "noise_logits": noise_logits}
-    critic_params = critic.init(critic_key, obs, action, 0)
+    critic_params = critic.init(critic_key, obs, action)
     log_alpha = jnp.log(jnp.float32(args.alpha))
     log_kl_multiplier = jnp.log(jnp.float32(args.kl_multiplier))
     return Agent(
@@ -256,12 +260,9 @@ def sample_chain(args, agent, key, obs):
 
 
 def squash(chain):
-    """The action u = tanh(a^0) `[B, A]` and, in the place of log pi(u | s), the chain log-likelihood l `[B]` in nats.
-
-    l = log p(a^K) + sum_k rho_k - log det of the tanh.
-    """
-    log_likelihood = diffusion.chain_log_likelihood(chain) - distributions.tanh_log_det(chain.latents[0])
-    return jnp.tanh(chain.latents[0]), log_likelihood
+    """Action tanh(a^0) `[B, A]` and, for log pi(u | s), l = log p(a^K) + sum_k rho_k - log det tanh, `[B]` in nats."""
+    log_prob = diffusion.chain_log_likelihood(chain) - distributions.tanh_log_det(chain.latents[0])
+    return jnp.tanh(chain.latents[0]), log_prob
 
 
 def sample_action(args, agent, key, obs):
@@ -283,7 +284,7 @@ def critic_loss(critic_params, args, agent, key, batch, chain):
     The inner target is Monte-Carlo over the rest of the chain: y_j = min Q(s', u', 0) - alpha (sum_{k<=j} rho_k - ldj).
     """
     next_action, next_log_prob = squash(chain)
-    next_q = agent.critic.apply(agent.target_params, batch.next_obs, next_action, 0).min(axis=0)
+    next_q = agent.critic.apply(agent.target_params, batch.next_obs, next_action).min(axis=0)
     next_value = next_q - jnp.exp(agent.log_alpha) * next_log_prob
     target = batch.reward + args.gamma * (1.0 - batch.terminated) * next_value
     obs, latent, level, weight = batch.obs, batch.action, jnp.zeros(target.shape, int), jnp.ones_like(target)
@@ -297,12 +298,8 @@ def critic_loss(critic_params, args, agent, key, batch, chain):
     q = agent.critic.apply(critic_params, obs, latent, level)
     error = (q - jax.lax.stop_gradient(target)) ** 2
     loss = jnp.mean(weight * error, axis=1).sum()
-    size = len(batch.reward)
-    return loss, {
-        "losses/qf_loss": jnp.mean(error[:, :size]),
-        "losses/qf1_values": q[0, :size].mean(),
-        "losses/qf2_values": q[1, :size].mean(),
-    }
+    q, error = q[:, : len(batch.reward)], error[:, : len(batch.reward)]  # level 0
+    return loss, {"losses/qf_loss": error.mean(), "losses/qf1_values": q[0].mean(), "losses/qf2_values": q[1].mean()}
 
 
 def actor_loss(actor_params, args, agent, key, batch, chain):
@@ -345,11 +342,13 @@ def actor_loss(actor_params, args, agent, key, batch, chain):
     return loss, {"losses/actor_loss": loss, "losses/kl_multiplier": multiplier, "diffusion/kl": kl}
 
 
-def diffusion_metrics(chain, actor_params):
-    """The mean log-ratio of every step and the smallest noise level."""
-    log_ratio = chain.log_ratio.mean(axis=1)
-    metrics = {f"diffusion/log_ratio_{k + 1}": log_ratio[k] for k in range(len(log_ratio))}
-    return metrics | {"diffusion/beta_min": jax.nn.sigmoid(actor_params["noise_logits"]).min()}
+def chain_actor_loss(actor_params, args, agent, key, batch, chain):
+    """alpha l - min Q at reparameterised actions: the gradient passes through all K steps (2502.02316)."""
+    agent = agent.replace(actor_params=actor_params)
+    action, log_prob = sample_action(args, agent, key, batch.obs)
+    q = agent.critic.apply(agent.critic_params, batch.obs, action).min(axis=0)
+    loss = jnp.mean(jnp.exp(agent.log_alpha) * log_prob - q)
+    return loss, {"losses/actor_loss": loss}
 
 
 def update(args, agent, key, batch):
@@ -359,15 +358,14 @@ def update(args, agent, key, batch):
     chain = jax.lax.stop_gradient(sample_chain(args, agent, chain_key, batch.next_obs))
     _, log_prob = squash(chain)
 
-    grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(
-        agent.critic_params, args, agent, critic_key, batch, chain
-    )
+    grads, qf_metrics = jax.grad(critic_loss, has_aux=True)(agent.critic_params, args, agent, critic_key, batch, chain)
     updates, critic_opt_state = optax.adam(args.q_lr).update(grads, agent.critic_opt_state)
     agent = agent.replace(
         critic_params=optax.apply_updates(agent.critic_params, updates), critic_opt_state=critic_opt_state
     )
 
-    grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(agent.actor_params, args, agent, actor_key, batch, chain)
+    loss = chain_actor_loss if args.backprop_through_chain else actor_loss
+    grads, actor_metrics = jax.grad(loss, has_aux=True)(agent.actor_params, args, agent, actor_key, batch, chain)
     updates, actor_opt_state = optax.adam(args.policy_lr).update(grads, agent.actor_opt_state)
     agent = agent.replace(
         actor_params=optax.apply_updates(agent.actor_params, updates), actor_opt_state=actor_opt_state
@@ -390,8 +388,9 @@ def update(args, agent, key, batch):
     target_actor_params = optax.incremental_update(agent.actor_params, agent.target_actor_params, args.tau)
     agent = agent.replace(target_actor_params=target_actor_params)
     metrics = {"losses/alpha": jnp.exp(agent.log_alpha), "losses/entropy": -log_prob.mean()}
-    metrics |= diffusion_metrics(chain, agent.actor_params)
-    return agent.replace(target_params=target_params), {**critic_metrics, **actor_metrics, **metrics}
+    metrics |= {f"diffusion/log_ratio_{k + 1}": x for k, x in enumerate(chain.log_ratio.mean(axis=1))}
+    metrics |= {"diffusion/beta_min": jax.nn.sigmoid(agent.actor_params["noise_logits"]).min()}
+    return agent.replace(target_params=target_params), {**qf_metrics, **actor_metrics, **metrics}
 
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -442,7 +441,7 @@ def main(args):
     env = envs.make_env(args.env_id, args.num_envs, args.num_seeds, args.env_kwargs)
     evaluator = evaluation.Evaluator(args, sample_action, deterministic_action)
     with runs.Run(args, env, learning_starts=args.learning_starts) as run:
-        state = jax.jit(jax.vmap(partial(init_state, args, env)))(run.keys)
+        state = run.restore(jax.jit(jax.vmap(partial(init_state, args, env)))(run.keys))
         run.header(
             parameters=state.agent.actor_params,
             buffer=replay.num_bytes(replay.capacity(args.buffer_size, args.num_envs), transition_row(env)),
@@ -450,10 +449,11 @@ def main(args):
         chunk = run.compile(train_chunk, args, env, state, jnp.int32(0))
         for step in run.chunks():
             state, log = chunk(state, jnp.int32(step))
-            step = run.log(step, log)
+            step = run.log(step, log, state)
             if step % args.eval_frequency == 0:
                 run.log_evaluation(step, evaluator(state.agent, step))
-        run.finish(state.agent, evaluator)
+            run.checkpoint(step, state)
+        run.finish(state, evaluator)
 
 
 if __name__ == "__main__":
