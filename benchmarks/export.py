@@ -12,7 +12,7 @@ One row per seed and evaluation. Columns:
     training_return        mean return of the last 100 training episodes that ended by this step
     commit, dirty          git commit of the code, and whether tracked files were changed
     python, jax, flax, mujoco, gymnasium, device, threads
-    wall_time              seconds of training and evaluation up to this step, without compilation, checkpoints, interruptions
+    wall_time              seconds of training and evaluation so far, without compilation, checkpoints, interruptions
     steps_per_second       over the whole run while learning, without compilation and evaluation
     arguments              every argument that differs from the script's default and is not named by a column
 

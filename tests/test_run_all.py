@@ -190,7 +190,7 @@ def test_a_failure_does_not_stop_the_others(tmp_path, stand_in):
     # The second call repeats what can be repeated; the run that NaN stopped is named and not trained again.
     before = len(list((tmp_path / "runs").glob("*__nan__*")))
     out = call(settings(tmp_path, lines), status=1)
-    assert "2 runs to do (0 resumed), 4 already finished, 1 failed before" in out
+    assert "2 runs to do (1 resumed), 4 already finished, 1 failed before" in out
     assert "failed: nan Hopper-v4 seed 1: a seed was stopped by NaN or infinity" in out
     assert "0 runs finished now, 4 before, 3 failed" in out
     assert len(list((tmp_path / "runs").glob("*__nan__*"))) == before == 1
