@@ -12,7 +12,7 @@ One row per seed and evaluation. Columns:
     training_return        mean return of the last 100 training episodes that ended by this step
     commit, dirty          git commit of the code, and whether tracked files were changed
     python, jax, flax, mujoco, gymnasium, device, threads
-    wall_time              seconds of training and evaluation up to this step, without compilation and interruptions
+    wall_time              seconds of training and evaluation so far, without compilation, checkpoints, interruptions
     steps_per_second       over the whole run while learning, without compilation and evaluation
     arguments              every argument that differs from the script's default and is not named by a column
 
@@ -137,14 +137,16 @@ def _text(value) -> str:
 
 
 def state(folder: Path) -> str:
-    """How the run in `folder` stands: "finished", "nan" (a seed was stopped by NaN) or "unfinished"."""
+    """How the run in `folder` stands: "finished", "stopped" (a seed was, by NaN or infinity) or "unfinished"."""
     try:
         summary = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
+        wanted = json.loads((folder / "args.json").read_text())["total_timesteps"]
+    except (OSError, ValueError, KeyError):
         return "unfinished"
-    if summary.get("stopped_seeds"):
-        return "nan"
-    return summary.get("status", "finished")
+    # A run that was to be extended and was killed still has the summary of its first end.
+    if summary.get("interrupted_by") or summary.get("total_timesteps") != wanted:
+        return "unfinished"
+    return "stopped" if summary.get("stopped") else "finished"
 
 
 def read_run(folder: Path, allow_dirty: bool = False, allow_unfinished: bool = False) -> list[dict]:
@@ -161,7 +163,8 @@ def read_run(folder: Path, allow_dirty: bool = False, allow_unfinished: bool = F
         why = "its tree had changes" if versions["git_dirty"] else "its commit is unknown"
         raise ExportError(f"{folder} cannot be traced to a commit ({why}); --allow-dirty exports it")
     if (how := state(folder)) != "finished" and not allow_unfinished:
-        raise ExportError(f"{folder} has not finished ({how}); --allow-unfinished exports what is there")
+        why = "has not finished" if how == "unfinished" else "has a seed that was stopped by NaN or infinity"
+        raise ExportError(f"{folder} {why}; --allow-unfinished exports what is there")
     try:
         values = {name: value for name, value in args.items() if name != "script"}
         constants = {

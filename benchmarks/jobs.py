@@ -1,7 +1,7 @@
 """The scheduler behind run_all.sh, which holds the list of runs and says how to call it.
 
 It knows a run by its folder, {env_id}__{exp_name}__{seeds}__*, whose args.json has the listed arguments: finished runs
-are skipped, those with a checkpoint are resumed, all others start anew.
+are skipped, interrupted ones are resumed, all others start anew.
 """
 
 import argparse
@@ -127,7 +127,7 @@ def read_list(text: str, suite: str, vmap: bool = False, steps: int | None = Non
 
 
 def find(job: Job, runs: Path) -> tuple[str, Path | None]:
-    """How the job stands: ("finished" | "nan" | "unfinished", folder) or ("new", None)."""
+    """How the job stands: ("finished" | "stopped" | "unfinished", folder) or ("new", None)."""
     found = []
     for folder in sorted(runs.glob(f"{job.folder_prefix}*")) if runs.is_dir() else []:
         try:
@@ -138,18 +138,11 @@ def find(job: Job, runs: Path) -> tuple[str, Path | None]:
             continue
         if same:
             found.append((export.state(folder), folder))
-    for wanted in ("finished", "nan"):
-        for state, folder in found:
-            if state == wanted:
+    for wanted in ("finished", "stopped", "unfinished"):
+        for state, folder in reversed(found):
+            if state == wanted and (state != "unfinished" or "resume" in export.defaults(job.script)):
                 return state, folder
-    resumable = [folder for _, folder in found if can_resume(job, folder)]
-    return ("unfinished", resumable[-1]) if resumable else ("new", None)
-
-
-def can_resume(job: Job, folder: Path) -> bool:
-    """Whether the folder holds a checkpoint that the script can go on from."""
-    checkpoints = folder / "checkpoints"
-    return "resume" in export.defaults(job.script) and checkpoints.is_dir() and any(checkpoints.iterdir())
+    return "new", None
 
 
 def progress(job: Job, runs: Path, since: float) -> float:
@@ -181,8 +174,8 @@ class Scheduler:
             state, folder = self._find(job)
             if state == "finished":
                 self.skipped += 1
-            elif state == "nan":
-                self.failures.append(f"{job.label}: a seed was stopped by NaN, see {folder}")
+            elif state == "stopped":
+                self.failures.append(f"{job.label}: a seed was stopped by NaN or infinity, see {folder}")
             else:
                 self.waiting.append((job, folder))
         self.seconds_total = sum(self._seconds(job) for job, _ in self.waiting)
@@ -284,7 +277,7 @@ class Scheduler:
         elif self.interrupted is not None and status in (130, 143, -signal.SIGTERM, -signal.SIGINT):
             print(f"interrupted {job.label}", flush=True)
         else:
-            reason = {3: "a seed was stopped by NaN", 0: "exit status 0, but the run is not complete"}.get(
+            reason = {3: "a seed was stopped by NaN or infinity", 0: "exit status 0, but the run is not complete"}.get(
                 status, f"exit status {status}"
             )
             last = [line for line in where.read_text(errors="replace").splitlines() if line.strip()][-1:]

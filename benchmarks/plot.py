@@ -4,7 +4,7 @@
     python benchmarks/plot.py --tables    tables only (needs no matplotlib)
 
 A table is whatever stands between `<!-- table NAME -->` and `<!-- end -->` in README.md, benchmarks/README.md or a page
-of docs/.
+of docs/; `<!-- figure NAME: CAPTION -->` holds the figure's link in the same way, once the figure exists.
 
 The score of a run. `deterministic` and `stochastic`: the mean of its last ten evaluations (the last three where there
 are fewer than twenty), with the largest evaluation beside it in the long tables. `training`: the mean return of the
@@ -14,6 +14,7 @@ runs of a family on an environment have reached. Nothing is extrapolated.
 
 import argparse
 import csv
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -494,18 +495,35 @@ TABLES: dict[str, Callable[[Results, Path], str]] = {
     "runs": lambda results, folder: runs_table(results),
     "speed": lambda results, folder: speed_table(folder / "speed.csv"),
 }
-MARKERS = re.compile(r"(<!-- table ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+MARKERS = re.compile(
+    r"(?P<begin><!-- (?:table (?P<table>[a-z-]+)|figure (?P<figure>\w+): (?P<caption>.*?)) -->\n).*?<!-- end -->",
+    re.DOTALL,
+)
 
 
-def with_tables(text: str, results: Results, folder: Path) -> str:
-    """The page with its tables made anew. Raises KeyError for a table that nobody makes."""
+def with_tables(text: str, results: Results, folder: Path, figures: str = "benchmarks/figures") -> str:
+    """The page with its tables and links to figures made anew. Raises KeyError for a table that nobody makes.
+
+    Args:
+      folder: the benchmarks folder. figures: its figures as the page's links name them.
+    """
 
     def replace(match):
-        begin, name, _, end = match.groups()
-        table = TABLES[name](results, folder) or f"No results for the table '{name}' yet."
-        return f"{begin}\n{table}\n\n{end}"
+        if name := match["table"]:
+            content = TABLES[name](results, folder) or f"No results for the table '{name}' yet."
+        elif (folder / "figures" / f"{match['figure']}.png").exists():
+            content = f"![{match['caption']}]({figures}/{match['figure']}.png)"
+        else:
+            content = f"No results for the figure '{match['figure']}' yet."
+        return f"{match['begin']}\n{content}\n\n<!-- end -->"
 
     return MARKERS.sub(replace, text)
+
+
+def updated(page: Path, results: Results, folder: Path) -> str:
+    """What the page should say."""
+    figures = Path(os.path.relpath(folder / "figures", page.parent)).as_posix()
+    return with_tables(page.read_text(), results, folder, figures)
 
 
 def pages(root: Path) -> list[Path]:
@@ -740,16 +758,6 @@ def main() -> int:
     options = parser.parse_args()
     folder = options.root / "benchmarks"
     results = load(folder / "results")
-    for page in pages(options.root):
-        text = page.read_text()
-        try:
-            new = with_tables(text, results, folder)
-        except KeyError as error:
-            print(f"error: {page} asks for the table {error}; there are {', '.join(TABLES)}", file=sys.stderr)
-            return 2
-        if new != text:
-            page.write_text(new)
-            print(f"tables: {page}")
     if not options.tables:
         try:
             written = draw_figures(results, read_reference(folder / "reference.csv"), folder / "figures")
@@ -760,6 +768,15 @@ def main() -> int:
             print(f"figure: {path}")
         if not written:
             print("no results to draw")
+    for page in pages(options.root):
+        try:
+            new = updated(page, results, folder)
+        except KeyError as error:
+            print(f"error: {page} asks for the table {error}; there are {', '.join(TABLES)}", file=sys.stderr)
+            return 2
+        if new != page.read_text():
+            page.write_text(new)
+            print(f"tables: {page}")
     return 0
 
 

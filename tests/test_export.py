@@ -116,9 +116,13 @@ def test_refusals(tmp_path, monkeypatch, capsys):
     make_run(runs / "unfinished", seed=3, finished=False)
     make_run(runs / "good", seed=4)
     stopped = make_run(runs / "stopped", seed=5)
-    (stopped / "summary.json").write_text(json.dumps({"status": "nan"}))
+    (stopped / "summary.json").write_text(json.dumps({"total_timesteps": 400, "stopped": {"5": {"step": 400}}}))
     (runs / "no_run").mkdir()
     (runs / "logs").mkdir()
+    interrupted = make_run(runs / "interrupted", seed=6)
+    (interrupted / "summary.json").write_text(json.dumps({"total_timesteps": 400, "interrupted_by": "SIGTERM"}))
+    extended = make_run(runs / "extended", seed=7)
+    (extended / "summary.json").write_text(json.dumps({"total_timesteps": 200}))
     # A torn last line, as kill -9 leaves it.
     with (runs / "unfinished" / "scalars.csv").open("a") as file:
         file.write("450,123")
@@ -128,6 +132,8 @@ def test_refusals(tmp_path, monkeypatch, capsys):
     errors = capsys.readouterr().err.splitlines()
     assert [line.split(" ")[1].split("/")[-1] for line in errors] == [
         "dirty",
+        "extended",
+        "interrupted",
         "no_run",
         "stopped",
         "unfinished",
@@ -147,6 +153,8 @@ def test_refusals(tmp_path, monkeypatch, capsys):
         ("3", "false"),
         ("4", "false"),
         ("5", "false"),
+        ("6", "false"),
+        ("7", "false"),
     }
 
 

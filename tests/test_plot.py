@@ -49,6 +49,7 @@ def checkout(tmp_path_factory):
     (folder / "speed.csv").write_text(
         "quantity,value,how,commit,device,versions\nDiffSAC update / SAC update,1.8,rows,0123456789,cpu,jax 0.10.2\n"
     )
+    (folder / "README.md").write_text("<!-- figure aggregate: A caption -->\n<!-- end -->\n")
     (root / "README.md").write_text(
         "Top\n" + "".join(f"<!-- table {n} -->\n<!-- end -->\n" for n in plot.TABLES) + "End\n"
     )
@@ -151,6 +152,8 @@ def test_pages_and_images(checkout, monkeypatch, capsys):
     for image in images:
         pixels = pyplot.imread(image)
         assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.02, f"{image} shows nothing"
+    linked = (checkout / "benchmarks" / "README.md").read_text()
+    assert linked == "<!-- figure aggregate: A caption -->\n\n![A caption](figures/aggregate.png)\n\n<!-- end -->\n"
     # A second call changes nothing.
     monkeypatch.setattr("sys.argv", ["plot.py", "--tables", "--root", str(checkout)])
     capsys.readouterr()
@@ -191,7 +194,7 @@ def test_committed_tables_match_the_results():
     found = plot.pages(plot.ROOT)
     assert found and "README.md" in {page.name for page in found}
     for page in found:
-        assert plot.with_tables(page.read_text(), results, folder) == page.read_text(), f"{page}: run plot.py --tables"
+        assert plot.updated(page, results, folder) == page.read_text(), f"{page}: run plot.py --tables"
 
 
 def test_committed_figures_exist():

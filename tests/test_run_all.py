@@ -17,8 +17,8 @@ from tests.scripts import ROOT, TIMEOUT, environment
 
 RUN_ALL = ROOT / "benchmarks" / "run_all.sh"
 
-# Makes a run folder like the scripts do, in a second or so less. --behaviour: finish; fail; nan; wait: write a
-# checkpoint, then wait for SIGTERM, finish when resumed.
+# Makes a run folder like the scripts do, in a second or so less. --behaviour: finish; fail; nan; wait:
+# for SIGTERM, and finish when resumed.
 STAND_IN = """
 import json, pathlib, signal, sys, time
 class Args:
@@ -35,7 +35,6 @@ given = {name[2:].replace("-", "_"): value for name, value in zip(words[::2], wo
 if "resume" in given:
     folder = pathlib.Path(given["resume"])
     args = json.loads((folder / "args.json").read_text())
-    assert (folder / "checkpoints").is_dir()
 else:
     args = {name: getattr(Args, name) for name in Args.__annotations__} | given
     args |= {name: int(args[name]) for name in ("seed", "num_seeds", "total_timesteps")}
@@ -48,12 +47,11 @@ print("running", folder)
 if args["behaviour"] == "fail":
     sys.exit("the reason of the failure")
 if args["behaviour"] == "nan":
-    (folder / "summary.json").write_text(json.dumps({"status": "nan"}))
+    (folder / "summary.json").write_text(json.dumps({"total_timesteps": args["total_timesteps"], "stopped": {"1": {}}}))
     sys.exit(3)
 if args["behaviour"] == "wait" and "resume" not in given:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    (folder / "checkpoints" / "250").mkdir(parents=True)
-    (folder / "summary.json").write_text(json.dumps({"status": "interrupted"}))
+    (folder / "summary.json").write_text(json.dumps({"interrupted_by": "SIGTERM"}))
     while True:
         time.sleep(0.1)
 (folder / "summary.json").write_text(json.dumps({"total_timesteps": args["total_timesteps"]}))
@@ -188,12 +186,12 @@ def test_a_failure_does_not_stop_the_others(tmp_path, stand_in):
         f"{x} Hopper-v4 seed 1" for x in ("bad", "nan", "missing")
     ]
     assert "exit status 1" in failed[0] and "the reason of the failure" in failed[0]
-    assert "stopped by NaN" in failed[1]
+    assert "stopped by NaN or infinity" in failed[1]
     # The second call repeats what can be repeated; the run that NaN stopped is named and not trained again.
     before = len(list((tmp_path / "runs").glob("*__nan__*")))
     out = call(settings(tmp_path, lines), status=1)
-    assert "2 runs to do (0 resumed), 4 already finished, 1 failed before" in out
-    assert "failed: nan Hopper-v4 seed 1: a seed was stopped by NaN" in out
+    assert "2 runs to do (1 resumed), 4 already finished, 1 failed before" in out
+    assert "failed: nan Hopper-v4 seed 1: a seed was stopped by NaN or infinity" in out
     assert "0 runs finished now, 4 before, 3 failed" in out
     assert len(list((tmp_path / "runs").glob("*__nan__*"))) == before == 1
 
