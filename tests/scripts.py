@@ -1,6 +1,7 @@
 """Runs the scripts in a process of their own, as a user would, and reads what they leave behind."""
 
 import csv
+import importlib
 import os
 import subprocess
 import sys
@@ -21,6 +22,13 @@ SMALL = {
     "batch-size": 16,
     "hidden-dim": 16,
 }
+
+
+def small(script: str) -> dict:
+    """SMALL as far as the script has these arguments, with two environments and, for PPO, a small rollout."""
+    fields = importlib.import_module(script.removesuffix(".py")).Args.__dataclass_fields__
+    settings = {**SMALL, "num-envs": 2, "num-steps": 50, "num-minibatches": 2, "update-epochs": 2}
+    return {name: value for name, value in settings.items() if name.replace("-", "_") in fields}
 
 
 def flags(settings: dict) -> list[str]:

@@ -22,9 +22,11 @@ def sections(script):
 
 
 def experiment_fields(script):
-    """The first block of Args, up to the first empty line, without the script's own name."""
-    fields = re.search(r"^class Args:\n(.*?)\n\n", (ROOT / script).read_text(), re.MULTILINE | re.DOTALL).group(1)
-    return fields.replace(script.removesuffix(".py"), "<script>")
+    """The first block of Args, up to the first empty line: names, types and docstrings. PPO's chunk is its rollout."""
+    block = re.search(r"^class Args:\n(.*?)\n\n", (ROOT / script).read_text(), re.MULTILINE | re.DOTALL).group(1)
+    fields = re.findall(r"^    (\w+): (.+) = .+\n    \"\"\"(.+)\"\"\"$", block, re.MULTILINE)
+    assert len(fields) == block.count(" = ")
+    return [field for field in fields if field[0] != "log_frequency"]
 
 
 @pytest.mark.parametrize("base, derived, most, equal", PAIRS, ids=[f"{p[0]}-{p[1]}" for p in PAIRS])
