@@ -1,0 +1,673 @@
+"""PPO and DiffPPO: advantages, losses and updates against closed forms, loops in numpy and finite differences."""
+
+import dataclasses
+import subprocess
+from functools import cache, partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffppo_jax
+import ppo_jax
+from common import diffusion, envs, normalization
+from common.distributions import gaussian_log_prob, tanh_log_det
+from tests.scripts import ROOT
+
+SIZES = SimpleNamespace(observation_size=3, action_size=2)
+SMALL = {"num_envs": 4, "num_steps": 8, "num_minibatches": 4, "update_epochs": 2, "hidden_dim": 8}
+T, N = SMALL["num_steps"], SMALL["num_envs"]
+MODULES = {"ppo": ppo_jax, "diffppo": diffppo_jax}
+
+
+def make_args(module, **more):
+    steps = {"total_timesteps": 3200, "eval_frequency": 3200, "env_id": "Pendulum-v1"}
+    if module is diffppo_jax:
+        steps["num_denoising_steps"] = 3
+    return module.Args(**{**steps, **SMALL, **more})
+
+
+def make_agent(module, args, seed=0, sizes=SIZES, spread=0.3):
+    """An agent whose parameters, the heads included, are away from their start."""
+    agent = module.init_agent(args, sizes, jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda x: x + spread * jnp.asarray(rng.normal(size=x.shape), x.dtype), agent.params)
+    return agent.replace(params=params)
+
+
+def make_rollout(module, args, agent, seed=0, end_rate=0.2):
+    """A rollout with random rewards and ends, its samples drawn by the agent."""
+    rng = np.random.default_rng(seed)
+    obs, final_obs = rng.normal(size=(2, T, N, SIZES.observation_size))
+    key = jax.random.key(seed)
+    _, sample = jax.vmap(partial(module.sample_action, args, agent))(jax.random.split(key, T), jnp.asarray(obs))
+    ends = rng.uniform(size=(T, N))
+    return module.Rollout(
+        obs=normalization.normalize(agent.obs_stats, jnp.asarray(obs)),
+        sample=sample,
+        reward=jnp.asarray(rng.normal(size=(T, N))),
+        final_obs=jnp.asarray(final_obs),
+        terminated=jnp.asarray(ends < end_rate),
+        truncated=jnp.asarray((ends > 0.5 * end_rate) & (ends < 1.5 * end_rate)),  # some steps are both
+    )
+
+
+def make_batch(module, args, agent, rollout):
+    keys = () if module is ppo_jax else (jax.random.key(7),)
+    return compiled(module.make_batch, args)(agent, *keys, rollout)
+
+
+@cache
+def compiled(function, args):
+    return jax.jit(partial(function, args))
+
+
+@cache
+def compiled_gradient(function, has_aux=True):
+    return jax.jit(jax.value_and_grad(function, has_aux=has_aux), static_argnums=1)
+
+
+@pytest.fixture(scope="module")
+def setups():
+    """(args, agent, rollout, batch, metrics) by script; DiffPPO with its entropy terms."""
+    result = {}
+    for name, module in MODULES.items():
+        args = make_args(module, **({"alpha": 0.3} if name == "diffppo" else {}))
+        agent = make_agent(module, args)
+        rollout = make_rollout(module, args, agent)
+        result[name] = (args, agent, rollout, *make_batch(module, args, agent, rollout))
+    return result
+
+
+def to_float64(tree):
+    return jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree)
+
+
+# --------------------------------------------------------------------------------------- advantages and value targets
+
+
+def loop_gae(reward, value, bootstrap, terminated, done, gamma, gae_lambda):
+    """The definition, sum over l of (gamma lambda)^l delta_{t+l} until the episode ends, one environment at a time.
+
+    All arrays `[L, N]`; gamma and gae_lambda `[L]`, of each step.
+    """
+    length, num_envs = reward.shape
+    advantage = np.zeros((length, num_envs))
+    for n in range(num_envs):
+        for start in range(length):
+            weight = 1.0
+            for i in range(start, length):
+                last = i == length - 1 or done[i, n]
+                after = 0.0 if terminated[i, n] else (bootstrap[i, n] if last else value[i + 1, n])
+                advantage[start, n] += weight * (reward[i, n] + gamma[i] * after - value[i, n])
+                if last:
+                    break
+                weight *= gamma[i] * gae_lambda[i]
+    return advantage
+
+
+def test_gae_is_the_loop(setups):
+    args, agent, rollout, batch, _ = setups["ppo"]
+    assert rollout.terminated.any() and rollout.truncated.any() and (rollout.terminated & rollout.truncated).any()
+    value, bootstrap = ppo_jax.state_value(agent, rollout.obs), ppo_jax.state_value(agent, rollout.final_obs)
+    done = rollout.terminated | rollout.truncated
+    series = (np.asarray(x, np.float64) for x in (rollout.reward, value, bootstrap))
+    ones = np.ones(T)
+    expected = loop_gae(*series, np.asarray(rollout.terminated), done, args.gamma * ones, args.gae_lambda * ones)
+    np.testing.assert_allclose(batch.advantage.reshape(T, N), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(batch.target - batch.value, batch.advantage, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(batch.value.reshape(T, N), value, rtol=1e-5, atol=1e-6)
+
+
+def augmented(args, agent, rollout, key):
+    """Every denoising step of a rollout in the order of time, `[T * K, N]`: reward (with all soft terms), rho (that of
+    step 1 with the tanh), V, the state's whole value, bootstrap value, terminated, done, gamma, lambda, log p(a^K)."""
+    steps, tau = args.num_denoising_steps, args.alpha
+    _, schedule = diffppo_jax.policy_terms(args, agent, None)
+    latents = jnp.moveaxis(rollout.sample, 1, 0)  # [K+1, T, N, A]
+
+    def drift(latent, k):
+        return diffppo_jax.policy_terms(args, agent, rollout.obs)[0](latent, k)
+
+    log_q, log_pi = diffusion.chain_log_probs(drift, schedule, latents)
+    fresh = diffusion.sample_prior(key, schedule, (T, N))
+    value_of = lambda *x: diffppo_jax.state_value(agent, diffppo_jax.network_input(args, *x))  # noqa: E731
+    prior = np.asarray(diffusion.prior_log_prob(schedule, latents[-1]))
+    rows = {name: [] for name in ("reward", "rho", "v", "value", "bootstrap", "terminated", "done", "gamma", "lam")}
+    for t in range(T):
+        for k in range(steps, 0, -1):
+            rho = log_q[k - 1, t] - log_pi[k - 1, t] - (tanh_log_det(latents[0, t]) if k == 1 else 0.0)
+            reward = -tau * rho - (tau * prior[t] if k == steps else 0.0) + (rollout.reward[t] if k == 1 else 0.0)
+            v = value_of(rollout.obs[t], latents[k, t], k)
+            after = value_of(rollout.final_obs[t], fresh[t], steps)
+            after -= tau * diffusion.prior_log_prob(schedule, fresh[t])
+            last, never = k == 1, np.zeros(N, bool)
+            rows["reward"].append(reward)
+            rows["rho"].append(rho)
+            rows["v"].append(v)
+            rows["value"].append(v - (tau * prior[t] if k == steps else 0.0))
+            rows["bootstrap"].append(after)
+            rows["terminated"].append(rollout.terminated[t] if last else never)
+            rows["done"].append(rollout.terminated[t] | rollout.truncated[t] if last else never)
+            rows["gamma"].append(args.gamma if last else 1.0)
+            rows["lam"].append(args.gae_lambda if last else 1.0)
+    rows = {
+        name: np.asarray(values, bool if name in ("terminated", "done") else float) for name, values in rows.items()
+    }
+    return SimpleNamespace(**rows, prior=prior)
+
+
+def by_step(args, x):
+    """A batch's `[T * K * N]` rows in the order of time, `[T * K, N]`."""
+    return np.asarray(x).reshape(T * args.num_denoising_steps, N)
+
+
+def test_gae_of_the_augmented_mdp_is_the_loop(setups):
+    """One step per denoising step, the reward of each with its soft terms, discount and lambda at k = 1 only."""
+    args, agent, rollout, batch, _ = setups["diffppo"]
+    a = augmented(args, agent, rollout, jax.random.key(7))
+    expected = loop_gae(a.reward, a.value, a.bootstrap, a.terminated, a.done, a.gamma, a.lam)
+    np.testing.assert_allclose(by_step(args, batch.advantage), expected, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(by_step(args, batch.value), a.v, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(by_step(args, batch.target), expected + a.v, rtol=1e-4, atol=2e-5)
+
+
+def test_identity_5_without_temperature_the_first_step_has_plain_gae(setups):
+    """alpha = 0: the advantage at k = K equals PPO's GAE with V(s_t) := V(s_t, a^K_t, K)."""
+    _, agent, rollout, *_ = setups["diffppo"]
+    args = make_args(diffppo_jax)
+    batch, _ = make_batch(diffppo_jax, args, agent, rollout)
+    first = by_step(args, batch.value)[:: args.num_denoising_steps]
+    fresh = diffusion.sample_prior(jax.random.key(7), diffppo_jax.policy_terms(args, agent, None)[1], (T, N))
+    x = diffppo_jax.network_input(args, rollout.final_obs, fresh, args.num_denoising_steps)
+    bootstrap = diffppo_jax.state_value(agent, x)
+    plain = ppo_jax.gae(args, rollout.reward, jnp.asarray(first), bootstrap, rollout.terminated, rollout.truncated)
+    advantage = by_step(args, batch.advantage)[:: args.num_denoising_steps]
+    np.testing.assert_allclose(advantage, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_identity_5_returns_with_and_without_the_own_log_ratio(setups):
+    """G^V = r - tau rho + g G^V_next is G^Q - tau rho with G^Q = r - g tau rho_next + g G^Q_next (lambda = 1)."""
+    _, agent, rollout, *_ = setups["diffppo"]
+    args = make_args(diffppo_jax, alpha=0.3, gae_lambda=1.0)
+    batch, _ = make_batch(diffppo_jax, args, agent, rollout)
+    a = augmented(args, agent, rollout, jax.random.key(7))
+    q = np.zeros((T * args.num_denoising_steps + 1, N))
+    for i in range(T * args.num_denoising_steps - 1, -1, -1):
+        t, last = divmod(i, args.num_denoising_steps)
+        last = last == args.num_denoising_steps - 1
+        for n in range(N):
+            if not last:
+                q[i, n] = -args.alpha * a.rho[i + 1, n] + q[i + 1, n]
+                continue
+            if a.terminated[i, n]:
+                after = 0.0
+            elif a.done[i, n] or t == T - 1:
+                after = a.bootstrap[i, n]
+            else:
+                after = q[i + 1, n] - args.alpha * (a.rho[i + 1, n] + a.prior[t + 1, n])
+            q[i, n] = rollout.reward[t, n] + args.gamma * after
+    np.testing.assert_allclose(by_step(args, batch.target), q[:-1] - args.alpha * a.rho, rtol=1e-4, atol=2e-5)
+
+
+def test_the_soft_bootstrap_counts_the_prior_once():
+    """With the exact soft value every advantage has mean 0, also where a truncated episode is bootstrapped.
+
+    f = 0, K = 1, no reward: V(a^1) = alpha (log p(a^1) - E[log p(a^0) - ldj(a^0) | a^1]) + gamma H, with
+    H = alpha h / (1 - gamma) and h the entropy of tanh(a^0). The critic is fitted to it beforehand, by least squares.
+    """
+    steps = {"num_steps": 1, "num_envs": 200_000, "total_timesteps": 200_000, "eval_frequency": 200_000}
+    args = make_args(diffppo_jax, num_denoising_steps=1, alpha=0.5, gamma=0.9, hidden_dim=256, **steps)
+    agent = diffppo_jax.init_agent(args, SimpleNamespace(observation_size=1, action_size=1), jax.random.key(0))
+    obs = jnp.zeros((1, args.num_envs, 1))
+    _, schedule = diffppo_jax.policy_terms(args, agent, obs)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    weights = weights / weights.sum()
+
+    def log_density(latent):  # of u = tanh(a^0), at a^0
+        latent = np.asarray(latent)[..., None]
+        return np.asarray(diffusion.prior_log_prob(schedule, latent) - tanh_log_det(jnp.asarray(latent)))
+
+    entropy = -np.sum(weights * log_density(args.prior_std * nodes))
+    grid = np.linspace(-5.0, 5.0, 1001) * args.prior_std
+    mean, std = diffusion.denoising_mean_std(schedule, 0.0, jnp.asarray(grid)[:, None], 1)
+    inner = log_density(np.asarray(mean) + np.asarray(std) * nodes) @ weights
+    value = args.alpha * (np.asarray(diffusion.prior_log_prob(schedule, grid[:, None])) - inner)
+    value += args.gamma * args.alpha * entropy / (1.0 - args.gamma)
+
+    # The value as the last layer of the network: least squares on the hidden units.
+    params = agent.params["critic"]["params"]
+    rng = np.random.default_rng(0)
+    params["Dense_0"]["bias"] = jnp.asarray(rng.normal(size=256), jnp.float32)
+    x = diffppo_jax.network_input(args, jnp.zeros((1001, 1)), jnp.asarray(grid, jnp.float32)[:, None], 1)
+    hidden = jnp.tanh(x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"])
+    hidden = np.asarray(jnp.tanh(hidden @ params["Dense_1"]["kernel"]), np.float64)
+    head = np.linalg.lstsq(np.c_[hidden, np.ones(1001)], value, rcond=1e-6)[0]
+    params["Dense_2"] = {"kernel": jnp.asarray(head[:-1, None], jnp.float32), "bias": jnp.float32(head[-1:])}
+    fitted = np.asarray(diffppo_jax.state_value(agent, x))
+    assert np.abs(fitted - value).max() < 0.01
+
+    _, sample = diffppo_jax.sample_action(args, agent, jax.random.key(1), obs[0])
+    never = jnp.zeros((1, args.num_envs), bool)
+    for truncated in (never, ~never):  # the rollout's end is bootstrapped as well
+        rollout = diffppo_jax.Rollout(obs, sample[None], jnp.zeros((1, args.num_envs)), obs, never, truncated)
+        batch, metrics = make_batch(diffppo_jax, args, agent, rollout)
+        assert abs(float(batch.advantage.mean())) < 0.01  # counted twice, or not at all, it would be 0.33 off
+        assert float(metrics["losses/entropy"]) == pytest.approx(entropy, abs=0.01)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_identity_11_truncation_is_not_termination(setups, name):
+    module = MODULES[name]
+    args, agent, rollout, *_ = setups[name]
+    if name == "diffppo":
+        args = dataclasses.replace(args, alpha=0.0)
+    never = jnp.zeros((T, N), bool)
+    at = never.at[3].set(True)
+    rows = (T, N) if name == "ppo" else (T, args.num_denoising_steps, N)
+
+    def target(**more):
+        changed = rollout.replace(**{"terminated": never, "truncated": never, **more})
+        x = np.asarray(make_batch(module, args, agent, changed)[0].target).reshape(rows)
+        return x if name == "ppo" else x[:, -1]
+
+    truncated, terminated = target(truncated=at), target(terminated=at)
+    final = rollout.final_obs
+    if name == "diffppo":
+        prior = diffusion.sample_prior(jax.random.key(7), module.policy_terms(args, agent, None)[1], (T, N))
+        final = module.network_input(args, final, prior, args.num_denoising_steps)
+    bootstrap = module.state_value(agent, final)
+    np.testing.assert_allclose(terminated[3], rollout.reward[3], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(truncated[3], rollout.reward[3] + args.gamma * bootstrap[3], rtol=1e-4, atol=1e-5)
+
+    # What follows an episode's end does not change what came before it.
+    later = rollout.reward.at[4:].add(5.0)
+    for end in ("terminated", "truncated"):
+        before, after = target(**{end: at}), target(**{end: at, "reward": later})
+        np.testing.assert_array_equal(before[:4], after[:4])
+        assert np.all(before[4:] != after[4:])
+    assert np.all(target()[:4] != target(reward=later)[:4])
+
+
+# -------------------------------------------------------------------------------------------------- losses and updates
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_identity_6_first_ratio_is_one_and_no_learning_rate_no_change(setups, name):
+    module = MODULES[name]
+    args, agent, _, batch, _ = setups[name]
+    learn = compiled(module.learn, args)
+    still, metrics = learn(agent, jax.random.key(0), batch, 0.0)
+    jax.tree.map(np.testing.assert_array_equal, still.params, agent.params)
+    assert metrics["losses/first_ratio_error"] < 1e-4
+    assert metrics["losses/approx_kl"] < 1e-6 and metrics["losses/clipfrac"] == 0.0
+    moved, metrics = learn(agent, jax.random.key(0), batch, 1e-2)
+    assert metrics["losses/first_ratio_error"] < 1e-4
+    assert metrics["losses/approx_kl"] > 1e-4
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), moved.params, agent.params)))
+
+
+def test_identity_6_one_step_from_zero_is_gaussian_ppo():
+    """K = 1, alpha = 0, a^1 = 0: on the same samples DiffPPO's loss and gradient are those of PPO's Gaussian with mean
+    c_1 nu f and std sqrt(beta) nu. With "action" prediction c_1 = 1, so that beta moves the std only."""
+    with jax.enable_x64(True):
+        args = make_args(diffppo_jax, num_denoising_steps=1, prediction="action", prior_std=0.7)
+        agent = to_float64(make_agent(diffppo_jax, args))
+        plain_args = make_args(ppo_jax)
+        plain = to_float64(make_agent(ppo_jax, plain_args))
+        obs_size, nu = SIZES.observation_size, args.prior_std
+
+        # PPO's mean network: the level's constant inputs become a bias, nu scales the head.
+        layers = agent.params["actor"]["drift"]["params"]
+        level = diffusion.level_embedding(jnp.array(1), 1)
+        kernel, bias = layers["Dense_0"]["kernel"], layers["Dense_0"]["bias"]
+        mean = {
+            "Dense_0": {"kernel": kernel[:obs_size], "bias": bias + level @ kernel[obs_size + SIZES.action_size :]},
+            "Dense_1": layers["Dense_1"],
+            "Dense_2": jax.tree.map(lambda x: nu * x, layers["Dense_2"]),
+        }
+        beta = jax.nn.sigmoid(agent.params["actor"]["noise_logits"])[0]
+        actor = {"mean": {"params": mean}, "log_std": jnp.log(nu * jnp.sqrt(beta))}
+        plain = plain.replace(params={**plain.params, "actor": actor})
+
+        rng = np.random.default_rng(0)
+        obs = jnp.asarray(rng.normal(size=(64, obs_size)))
+        center, std = ppo_jax.policy_terms(plain_args, plain, obs)
+        sample = center + std * jnp.asarray(rng.normal(size=center.shape))
+        log_prob = gaussian_log_prob(sample, center, std) + 0.3 * jnp.asarray(rng.normal(size=64))  # some are clipped
+        advantage = jnp.asarray(rng.normal(size=64))
+        shared = {"log_prob": log_prob, "value": advantage, "advantage": advantage, "target": advantage}
+        batch = ppo_jax.Batch(obs=obs, sample=sample, **shared)
+        latent, k = jnp.zeros_like(sample), jnp.ones(64, int)
+        chain = diffppo_jax.Batch(obs=obs, latent=latent, next_latent=sample, k=k, **shared)
+
+        grad = compiled_gradient(ppo_jax.policy_loss)
+        (loss, metrics), plain_grad = grad(actor, plain_args, plain, batch)
+        grad = compiled_gradient(diffppo_jax.policy_loss)
+        (chain_loss, chain_metrics), chain_grad = grad(agent.params["actor"], args, agent, chain)
+        assert 0.1 < metrics["losses/clipfrac"] < 0.9
+        np.testing.assert_allclose(chain_loss, loss, rtol=1e-10)
+        for tag in ("losses/approx_kl", "losses/old_approx_kl", "losses/clipfrac", "losses/policy_loss"):
+            np.testing.assert_allclose(chain_metrics[tag], metrics[tag], rtol=1e-10)
+        plain_layers, chain_layers = plain_grad["mean"]["params"], chain_grad["drift"]["params"]
+        for name in ("kernel", "bias"):
+            np.testing.assert_allclose(chain_layers["Dense_1"][name], plain_layers["Dense_1"][name], rtol=1e-8)
+            np.testing.assert_allclose(chain_layers["Dense_2"][name], nu * plain_layers["Dense_2"][name], rtol=1e-8)
+        # d log_std / d logit = (1 - beta) / 2
+        expected = plain_grad["log_std"] * 0.5 * (1.0 - beta)
+        np.testing.assert_allclose(chain_grad["noise_logits"][0], expected, rtol=1e-8)
+
+
+def test_identity_9_gradient_of_the_bound_against_finite_differences():
+    """One decision, K = 2, one action dimension: make_batch and policy_loss together give the gradient of
+    J = E[r(tanh a^0) - alpha l], beta's included, which they would not without the term for beta in pi."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(24)
+    weights = weights / weights.sum()
+    num = len(nodes) ** 3
+    with jax.enable_x64(True):
+        steps = {"num_steps": 1, "num_envs": num, "total_timesteps": num, "eval_frequency": num}
+        more = {"norm_adv": False, "prior_std": 0.8, "hidden_dim": 4}
+        args = make_args(diffppo_jax, num_denoising_steps=2, alpha=0.7, **more, **steps)
+        agent = to_float64(
+            make_agent(diffppo_jax, args, sizes=SimpleNamespace(observation_size=1, action_size=1), spread=0.2)
+        )
+        params = {**agent.params, "critic": jax.tree.map(jnp.zeros_like, agent.params["critic"])}
+        agent = agent.replace(params=params)
+        obs = jnp.full((1, num, 1), 0.3)
+        noise = jnp.asarray(np.stack(np.meshgrid(nodes, nodes, nodes, indexing="ij")).reshape(3, num, 1))
+        weight = jnp.asarray(np.einsum("i,j,k->ijk", weights, weights, weights).ravel())
+
+        def chain(actor_params):
+            """a^0, a^1, a^2 of every node, `[3, num, 1]`."""
+            moved = agent.replace(params={**agent.params, "actor": actor_params})
+            drift, schedule = diffppo_jax.policy_terms(args, moved, obs[0])
+            latents = [schedule.prior_std * noise[0]]
+            for k in (2, 1):
+                mean, std = diffusion.denoising_mean_std(schedule, drift(latents[0], k), latents[0], k)
+                latents.insert(0, mean + std * noise[3 - k])
+            return jnp.stack(latents), drift, schedule
+
+        def reward(latent):
+            return jnp.sin(2.0 * jnp.tanh(latent[..., 0])) + jnp.tanh(latent[..., 0])
+
+        @jax.jit
+        def bound(actor_params):
+            latents, drift, schedule = chain(actor_params)
+            log_q, log_pi = diffusion.chain_log_probs(drift, schedule, latents)
+            log_likelihood = diffusion.prior_log_prob(schedule, latents[2]) + (log_q - log_pi).sum(axis=0)
+            return jnp.sum(weight * (reward(latents[0]) - args.alpha * (log_likelihood - tanh_log_det(latents[0]))))
+
+        flat, unflatten = jax.flatten_util.ravel_pytree(agent.params["actor"])
+        difference = []
+        for i in range(flat.size):
+            step = 1e-5 * (jnp.arange(flat.size) == i)
+            difference.append((bound(unflatten(flat + step)) - bound(unflatten(flat - step))) / 2e-5)
+
+        latents = chain(agent.params["actor"])[0]
+        ended = jnp.ones((1, num), bool)
+        rollout = diffppo_jax.Rollout(obs, latents[None], reward(latents[:1]), obs, ended, ~ended)
+        batch, _ = make_batch(diffppo_jax, args, agent, rollout)
+
+        def weighted_gradient(args):
+            def one_row(row):
+                row = jax.tree.map(lambda x: x[None], row)
+                return jax.grad(diffppo_jax.policy_loss, has_aux=True)(agent.params["actor"], args, agent, row)[0]
+
+            grads = jax.jit(jax.vmap(one_row))(batch)  # rows: k = 2 of every node, then k = 1 of every node
+            both = jnp.concatenate([weight, weight])
+            return -jax.flatten_util.ravel_pytree(jax.tree.map(lambda g: jnp.tensordot(both, g, 1), grads))[0]
+
+        np.testing.assert_allclose(weighted_gradient(args), difference, rtol=1e-5, atol=1e-7)
+        # The same advantages without the extra term: beta's gradient is another.
+        without = weighted_gradient(dataclasses.replace(args, alpha=0.0))
+        logits = jax.flatten_util.ravel_pytree({**unflatten(jnp.zeros_like(flat)), "noise_logits": jnp.ones((2, 1))})[0]
+        assert np.abs((without - jnp.asarray(difference))[logits == 1]).min() > 1e-2
+
+
+def test_the_extra_term_is_cut_where_the_ratio_is_clipped_and_shares_the_advantages_scale(setups):
+    """In a minibatch with normalised advantages: the gradient to beta by hand, row by row."""
+    args, agent, _, batch, _ = setups["diffppo"]
+    rng = np.random.default_rng(1)
+    batch = batch.replace(log_prob=batch.log_prob + 0.3 * jnp.asarray(rng.normal(size=batch.k.shape), jnp.float32))
+    actor = agent.params["actor"]
+    gradient = compiled_gradient(diffppo_jax.policy_loss)
+    extra = jax.tree.map(
+        lambda a, b: a - b,
+        gradient(actor, args, agent, batch)[1],
+        gradient(actor, dataclasses.replace(args, alpha=0.0), agent, batch)[1],
+    )
+    assert all(np.abs(x).max() < 1e-6 for x in jax.tree.leaves(extra["drift"]))
+
+    log_q, _ = diffppo_jax.step_log_probs(args, agent, batch.obs, batch.latent, batch.next_latent, batch.k)
+    ratio, advantage = np.exp(np.asarray(log_q - batch.log_prob)), np.asarray(batch.advantage)
+    normalised = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    kept = ~(((normalised > 0) & (ratio > 1.2)) | ((normalised < 0) & (ratio < 0.8)))
+    assert 0.1 < kept.mean() < 0.9
+    # log N(a^k; sqrt(1-beta) a^{k-1}, beta nu^2): derivative to beta, times beta (1-beta) for the logit.
+    beta = np.asarray(jax.nn.sigmoid(actor["noise_logits"]))[np.asarray(batch.k) - 1]
+    latent, after = np.asarray(batch.latent), np.asarray(batch.next_latent)
+    residual, nu2 = latent - np.sqrt(1 - beta) * after, args.prior_std**2
+    slope = -residual * after / (2 * np.sqrt(1 - beta) * beta * nu2) + residual**2 / (2 * beta**2 * nu2) - 0.5 / beta
+    rows = -args.alpha * (ratio * kept / (advantage.std() + 1e-8))[:, None] * slope * beta * (1 - beta)
+    expected = np.stack([rows[np.asarray(batch.k) == k].sum(axis=0) for k in range(1, 4)]) / len(ratio)
+    np.testing.assert_allclose(extra["noise_logits"], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_policy_and_value_loss_by_hand():
+    """CleanRL's formulas on two rows."""
+    args = make_args(ppo_jax, ent_coef=0.1)
+    agent = make_agent(ppo_jax, args)
+    obs = jnp.array([[0.1, 0.2, 0.3], [-1.0, 0.5, 2.0]])
+    mean, std = ppo_jax.policy_terms(args, agent, obs)
+    sample = mean + std * jnp.array([[0.5, -1.0], [1.5, 0.2]])
+    log_prob = gaussian_log_prob(sample, mean, std)
+    value = ppo_jax.state_value(agent, obs)
+    batch = ppo_jax.Batch(
+        obs=obs,
+        sample=sample,
+        log_prob=log_prob - jnp.log(jnp.array([1.5, 0.9])),  # ratios 1.5 and 0.9
+        value=value - jnp.array([0.5, 0.1]),  # the first has moved further than clip_coef
+        advantage=jnp.array([2.0, -1.0]),
+        target=value + jnp.array([1.0, -1.0]),
+    )
+    loss, metrics = ppo_jax.policy_loss(agent.params["actor"], args, agent, batch)
+    surrogate = -0.5 * (1.2 * 1.0 - 0.9 * 1.0)  # normalised advantages 1 and -1
+    entropy = np.sum(np.log(std) + 0.5 * np.log(2 * np.pi * np.e))
+    assert float(metrics["losses/policy_loss"]) == pytest.approx(surrogate, abs=1e-5)
+    assert float(metrics["losses/entropy"]) == pytest.approx(entropy, abs=1e-5)
+    assert float(loss) == pytest.approx(surrogate - 0.1 * entropy, abs=1e-5)
+    assert float(metrics["losses/clipfrac"]) == 0.5
+    kl = np.mean([0.5 - np.log(1.5), -0.1 - np.log(0.9)])
+    assert float(metrics["losses/approx_kl"]) == pytest.approx(kl, abs=1e-5)
+    loss, _ = ppo_jax.value_loss(agent.params["critic"], args, agent, batch)
+    assert float(loss) == pytest.approx(0.5 * np.mean([1.3**2, 1.0**2]), abs=1e-4)
+    args = dataclasses.replace(args, clip_vloss=False)
+    loss, _ = ppo_jax.value_loss(agent.params["critic"], args, agent, batch)
+    assert float(loss) == pytest.approx(0.5, abs=1e-5)
+
+
+def test_network_initialisation():
+    """Orthogonal weights times sqrt 2, the policy's head times 0.01, the value's times 1, no biases; a zero drift."""
+    sizes = SimpleNamespace(observation_size=11, action_size=3)
+
+    def products(layers):
+        for name, layer in layers["params"].items():
+            assert not layer["bias"].any()
+            small = min(layer["kernel"].shape)
+            kernel = np.asarray(layer["kernel"])
+            kernel = kernel if kernel.shape[1] == small else kernel.T
+            yield name, kernel.T @ kernel, np.eye(small)
+
+    for module in (ppo_jax, diffppo_jax):
+        agent = module.init_agent(module.Args(), sizes, jax.random.key(3))
+        head = {ppo_jax: ("mean", 0.01), diffppo_jax: ("drift", 0.0)}[module]
+        for part, scale in ((agent.params["actor"][head[0]], head[1]), (agent.params["critic"], 1.0)):
+            for name, product, eye in products(part):
+                np.testing.assert_allclose(product, (scale**2 if name == "Dense_2" else 2.0) * eye, atol=1e-5)
+        assert [layer["bias"].size for layer in agent.params["critic"]["params"].values()] == [64, 64, 1]
+    log_std = ppo_jax.init_agent(ppo_jax.Args(initial_std=0.5), sizes, jax.random.key(3)).params["actor"]["log_std"]
+    np.testing.assert_allclose(log_std, np.full(3, np.log(0.5)), rtol=1e-6)
+
+
+def test_running_statistics_are_those_of_all_rows():
+    rows = np.random.default_rng(0).normal(size=(500, 8, 3)) * [0.1, 1.0, 30.0] + [50.0, 0.0, -7.0]
+    add = jax.jit(
+        lambda rows: jax.lax.scan(lambda s, x: (normalization.update(s, x), None), normalization.init((3,)), rows)
+    )
+    stats, _ = add(jnp.asarray(rows, jnp.float32))
+    flat = rows.reshape(-1, 3)
+    np.testing.assert_allclose(stats.mean, flat.mean(axis=0), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(stats.var, flat.var(axis=0), rtol=2e-2)
+    assert float(stats.count) == pytest.approx(4000, abs=1)
+    normal = normalization.normalize(stats, jnp.asarray(flat[:5], jnp.float32))
+    np.testing.assert_allclose(normal, (flat[:5] - flat.mean(axis=0)) / flat.std(axis=0), rtol=5e-2, atol=5e-2)
+    far = jnp.asarray([[1e3, 1e3, -1e9]])
+    np.testing.assert_array_equal(normalization.normalize(stats, far), [[10.0, 10.0, -10.0]])
+    np.testing.assert_array_equal(normalization.scale(stats, far)[0, 1:], [10.0, -10.0])
+    assert float(normalization.scale(stats, jnp.ones(3))[2]) == pytest.approx(1 / 30, rel=0.05)
+
+
+# ------------------------------------------------------------------------------------------------ chunks, keys, agents
+
+
+@pytest.fixture(scope="module", params=MODULES)
+def chunks(request):
+    """A function that trains agents of the given seeds for two chunks, all with one compiled program, and the counts
+    of compilations. `change` edits the states before the first chunk."""
+    module = MODULES[request.param]
+    args = make_args(module, **({"alpha": 0.01} if request.param == "diffppo" else {}), num_seeds=2)
+    env = envs.make_env(args.env_id, args.num_envs, args.num_seeds)
+    init = jax.jit(jax.vmap(partial(module.init_state, args, env)))
+
+    def train(seeds, change=lambda state: state):
+        state = change(init(jax.vmap(jax.random.key)(jnp.asarray(seeds))))
+        logs = []
+        for i in range(2):
+            state, log = module.train_chunk(args, env, state, jnp.int32(i * args.log_frequency))
+            logs.append(jax.device_get(log))
+        assert env.error is None
+        return jax.device_get(state.replace(key=jax.random.key_data(state.key))), logs
+
+    yield SimpleNamespace(module=module, args=args, env=env, init=init, train=train, result=train([1, 2]))
+    env.close()
+
+
+def agent_of(tree, i):
+    return jax.tree.map(lambda x: x[i], tree)
+
+
+def test_chunk_logs_and_statistics(chunks):
+    args, (state, logs) = chunks.args, chunks.result
+    assert logs[0].done.shape == (T, 2, N)
+    for log in logs:
+        assert all(values.shape == (T, 2) and np.isfinite(values).all() for values in log.metrics.values())
+        assert np.all(log.metrics["losses/first_ratio_error"] < 1e-4)
+        assert np.all(log.episode_length <= 200)
+    rates = [log.metrics["charts/learning_rate"][0, 0] for log in logs]
+    np.testing.assert_allclose(rates, [3e-4, 3e-4 * (1 - args.log_frequency / args.total_timesteps)], rtol=1e-6)
+    np.testing.assert_allclose(state.agent.obs_stats.count, (2 * T + 1) * N, rtol=1e-5)
+    np.testing.assert_allclose(state.agent.return_stats.count, 2 * T * N, rtol=1e-5)
+
+
+def test_chunk_is_compiled_once(chunks):
+    size = chunks.module.train_chunk._cache_size()
+    chunks.train([3, 4])
+    assert chunks.module.train_chunk._cache_size() == size == 1
+
+
+def test_agents_do_not_touch_each_other(chunks):
+    """Promise: an agent's results are bit-identical whatever the other agents' seeds are, and if one turns NaN."""
+    state, logs = chunks.result
+
+    def nan_second(state):
+        params = jax.tree.map(lambda x: x.at[1].set(jnp.nan), state.agent.params)
+        return state.replace(agent=state.agent.replace(params=params))
+
+    for other, change in ((9, lambda state: state), (2, nan_second)):
+        state_2, logs_2 = chunks.train([1, other], change)
+        jax.tree.map(np.testing.assert_array_equal, agent_of(state, 0), agent_of(state_2, 0))
+        for log, log_2 in zip(logs, logs_2, strict=True):
+            jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:, 0], b[:, 0]), log, log_2)
+    assert np.isnan(jax.tree.leaves(state_2.agent.params)[0][1]).all()
+
+
+def test_vmapped_start_is_the_single_one(chunks):
+    """Keys and the environments' first observations bit by bit, parameters to 1e-6."""
+    module, args = chunks.module, chunks.args
+    both = chunks.init(jax.vmap(jax.random.key)(jnp.array([1, 2])))
+    single_args = dataclasses.replace(args, num_seeds=1)
+    env = envs.make_env(args.env_id, args.num_envs, 1)
+    for i, seed in enumerate([1, 2]):
+        single = agent_of(
+            jax.jit(jax.vmap(partial(module.init_state, single_args, env)))(jax.random.key(seed)[None]), 0
+        )
+        np.testing.assert_array_equal(jax.random.key_data(single.key), jax.random.key_data(both.key[i]))
+        np.testing.assert_array_equal(single.obs, both.obs[i])
+        close = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6)
+        jax.tree.map(close, single.agent, agent_of(both.agent, i))
+    env.close()
+
+
+@pytest.mark.parametrize("x64, tolerance", [(False, 1e-5), (True, 1e-10)])
+@pytest.mark.parametrize("name", MODULES)
+def test_vmapped_update_is_the_single_one(setups, name, x64, tolerance):
+    with jax.enable_x64(x64):
+        module = MODULES[name]
+        args, agent, _, batch, _ = setups[name]
+        agents = [agent, make_agent(module, args, seed=5)]
+        if x64:
+            agents, batch = to_float64(agents), to_float64(batch)
+        together = jax.tree.map(lambda *x: jnp.stack(x), *agents)
+        update = partial(module.update, args)
+        moved, _ = jax.jit(jax.vmap(update, in_axes=(0, None, None)))(together, batch, 1e-2)
+        for i, one in enumerate(agents):
+            single, _ = jax.jit(update)(one, batch, 1e-2)
+            # Adam's first step divides a gradient by its size: a relative error of the parameters' change.
+            for a, b in zip(jax.tree.leaves(single.params), jax.tree.leaves(agent_of(moved.params, i)), strict=True):
+                np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_identity_12_no_key_is_used_twice(name):
+    """JAX's own check of typed keys; on a function that does reuse one it raises.
+
+    For one agent, as the code is written: the check does not follow arrays of keys that `vmap` transposes.
+    """
+    module = MODULES[name]
+    args = make_args(module, **({"alpha": 0.01} if name == "diffppo" else {}))
+    env = envs.make_env(args.env_id, args.num_envs)
+    with jax.debug_key_reuse(True):
+        with pytest.raises(jax.errors.KeyReuseError):
+            jax.jit(lambda key: jax.random.normal(key) + jax.random.normal(key))(jax.random.key(0))
+        state = jax.jit(jax.vmap(partial(module.init_state, args, env)))(jax.random.key(1)[None])
+        state, _ = module.train_chunk(args, env, state, jnp.int32(0))
+        agent = agent_of(state.agent, 0)
+        jax.jit(partial(module.sample_action, args))(agent, jax.random.key(3), jnp.zeros((4, 3)))
+        still = jax.device_get(agent)
+    module.train_chunk.clear_cache()
+    assert np.isfinite(jax.flatten_util.ravel_pytree(still.params)[0]).all()
+    env.close()
+
+
+def test_actions_lie_in_the_box_and_the_deterministic_ones_have_no_noise():
+    for name, module in MODULES.items():
+        args = make_args(module)
+        agent = make_agent(module, args, spread=2.0)
+        agent = agent.replace(obs_stats=normalization.update(agent.obs_stats, jnp.arange(12.0).reshape(4, 3)))
+        obs = jnp.asarray(np.random.default_rng(0).normal(size=(50, 3)))
+        action, sample = module.sample_action(args, agent, jax.random.key(0), obs)
+        assert action.shape == (50, 2) and np.abs(action).max() <= 1.0 and np.abs(sample).max() > 1.0
+        fixed = module.deterministic_action(args, agent, obs)
+        assert fixed.shape == (50, 2) and np.abs(fixed).max() <= 1.0
+        # The statistics are the agent's: other ones, another action.
+        other = agent.replace(obs_stats=normalization.init((3,)))
+        assert np.abs(module.deterministic_action(args, other, obs) - fixed).max() > 1e-3, name
+
+
+def test_diffppo_is_a_small_change_of_ppo():
+    files = [str(ROOT / f"{name}_jax.py") for name in MODULES]
+    lines = subprocess.run(["diff", *files], capture_output=True, text=True, check=False).stdout.splitlines()
+    changed = [line for line in lines if line[:1] in "<>"]
+    assert 50 < len(changed) <= 130
