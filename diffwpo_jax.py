@@ -94,10 +94,10 @@ class Args:
     """units of the network's output: a prediction of the action, or of the step's noise"""
     precondition: bool = True
     """precondition the actor's gradient with the Fisher information of a Gaussian's mean and standard deviation"""
-    kl_bound: float | None = 0.02
+    kl_bound: float = 0.02
     """trust region: bound on the summed KL of the K kernels between the Polyak copy of the actor and the actor"""
     kl_multiplier: float = 0.3
-    """multiplier of the trust region at the start; learned with the temperature's learning rate"""
+    """multiplier of the trust region at the start, learned at q_lr; 0: no trust region"""
 
     def __post_init__(self):
         runs.check_arguments(self)
@@ -146,7 +146,7 @@ class Critic(nn.Module):
     num_steps: int
 
     @nn.compact
-    def __call__(self, obs, latent, j):
+    def __call__(self, obs, latent, j=0):
         level = diffusion.level_embedding(jnp.broadcast_to(j, obs.shape[:-1]), self.num_steps)
         x = jnp.concatenate([obs, latent, level], axis=-1)
         x = nn.relu(nn.Dense(self.hidden_dim)(x))
@@ -200,7 +200,7 @@ def init_agent(args, env, key):
         args.num_denoising_steps, env.action_size, args.initial_beta_first, args.initial_beta_last
     )
     actor_params = {"drift": actor.init(actor_key, obs, action, 1), "noise_logits": noise_logits}
-    critic_params = critic.init(critic_key, obs, action, 0)
+    critic_params = critic.init(critic_key, obs, action)
     log_alpha = jnp.log(jnp.float32(args.alpha))
     log_kl_multiplier = jnp.log(jnp.float32(args.kl_multiplier))
     return Agent(
@@ -256,12 +256,9 @@ def sample_chain(args, agent, key, obs):
 
 
 def squash(chain):
-    """The action u = tanh(a^0) `[B, A]` and, in the place of log pi(u | s), the chain log-likelihood l `[B]` in nats.
-
-    l = log p(a^K) + sum_k rho_k - log det of the tanh.
-    """
-    log_likelihood = diffusion.chain_log_likelihood(chain) - distributions.tanh_log_det(chain.latents[0])
-    return jnp.tanh(chain.latents[0]), log_likelihood
+    """Action tanh(a^0) `[B, A]` and, for log pi(u | s), l = log p(a^K) + sum_k rho_k - log det tanh, `[B]` in nats."""
+    log_prob = diffusion.chain_log_likelihood(chain) - distributions.tanh_log_det(chain.latents[0])
+    return jnp.tanh(chain.latents[0]), log_prob
 
 
 def sample_action(args, agent, key, obs):
@@ -283,7 +280,7 @@ def critic_loss(critic_params, args, agent, key, batch, chain):
     The inner target is Monte-Carlo over the rest of the chain: y_j = min Q(s', u', 0) - alpha (sum_{k<=j} rho_k - ldj).
     """
     next_action, next_log_prob = squash(chain)
-    next_q = agent.critic.apply(agent.target_params, batch.next_obs, next_action, 0).min(axis=0)
+    next_q = agent.critic.apply(agent.target_params, batch.next_obs, next_action).min(axis=0)
     next_value = next_q - jnp.exp(agent.log_alpha) * next_log_prob
     target = batch.reward + args.gamma * (1.0 - batch.terminated) * next_value
     obs, latent, level, weight = batch.obs, batch.action, jnp.zeros(target.shape, int), jnp.ones_like(target)
@@ -297,16 +294,12 @@ def critic_loss(critic_params, args, agent, key, batch, chain):
     q = agent.critic.apply(critic_params, obs, latent, level)
     error = (q - jax.lax.stop_gradient(target)) ** 2
     loss = jnp.mean(weight * error, axis=1).sum()
-    size = len(batch.reward)
-    return loss, {
-        "losses/qf_loss": jnp.mean(error[:, :size]),
-        "losses/qf1_values": q[0, :size].mean(),
-        "losses/qf2_values": q[1, :size].mean(),
-    }
+    q, error = q[:, : len(batch.reward)], error[:, : len(batch.reward)]  # level 0
+    return loss, {"losses/qf_loss": error.mean(), "losses/qf1_values": q[0].mean(), "losses/qf2_values": q[1].mean()}
 
 
 def actor_loss(actor_params, args, agent, key, batch, chain):
-    """Wasserstein gradient of min Q - alpha rho_k for one step k per sample, from the detached a^k; trust region."""
+    """Wasserstein gradient of alpha rho_k - min Q(s', a^{k-1}, k-1) of one step k per sample, at a detached a^k."""
     agent = agent.replace(actor_params=actor_params)
     step_key, noise_key = jax.random.split(key)
     rows = jnp.arange(len(batch.reward))
@@ -314,42 +307,31 @@ def actor_loss(actor_params, args, agent, key, batch, chain):
     latent = jax.lax.stop_gradient(chain.latents[k, rows])
     drift, schedule = policy_terms(args, agent, batch.next_obs)
     mean, std = diffusion.denoising_mean_std(schedule, drift(latent, k), latent, k)
-    fixed, fixed_mean, fixed_std = jax.lax.stop_gradient((schedule, mean, std))
+    fixed_mean, fixed_std = jax.lax.stop_gradient((mean, std))
     next_latent = fixed_mean + fixed_std * jax.random.normal(noise_key, latent.shape)
 
     def value(next_latent):
-        log_denoise = distributions.gaussian_log_prob(next_latent, fixed_mean, fixed_std)
-        log_noise = distributions.gaussian_log_prob(latent, *diffusion.noising_mean_std(fixed, next_latent, k))
+        log_denoise = distributions.gaussian_log_prob(next_latent, mean, std)
+        log_noise = distributions.gaussian_log_prob(latent, *diffusion.noising_mean_std(schedule, next_latent, k))
         log_prob = log_denoise - log_noise - (k == 1) * distributions.tanh_log_det(next_latent)
         value_input = jnp.where((k == 1)[:, None], jnp.tanh(next_latent), next_latent)
         q = agent.critic.apply(agent.critic_params, batch.next_obs, value_input, k - 1).min(axis=0)
-        return (q - jnp.exp(agent.log_alpha) * log_prob).sum()
+        return (q - jnp.exp(agent.log_alpha) * log_prob).sum(), log_noise
 
-    # The velocity that increases the value, against the score of the kernel at the same point. The inverse Fisher
-    # information scales the gradient of the mean by std^2 and that of std by std^2 / 2; values stay as they are.
-    velocity = jax.lax.stop_gradient(jax.grad(value)(next_latent))
+    velocity, log_noise = jax.grad(value, has_aux=True)(next_latent)
+    # The inverse Fisher information scales the gradient of the mean by std^2, of std by std^2 / 2; values stay.
     mean_scale, std_scale = (fixed_std**2, fixed_std**2 / 2) if args.precondition else (1.0, 1.0)
-    scaled_mean = fixed_mean + mean_scale * (mean - fixed_mean)
     scaled_std = fixed_std + std_scale * (std - fixed_std)
-    score = (scaled_mean - next_latent) / scaled_std**2
+    score = (fixed_mean + mean_scale * (mean - fixed_mean) - next_latent) / scaled_std**2
     # The noise levels also act through pi, which the velocity at a fixed point leaves out.
-    log_noise = distributions.gaussian_log_prob(latent, *diffusion.noising_mean_std(schedule, next_latent, k))
-    loss = -(velocity * score).sum(axis=-1) - jnp.exp(agent.log_alpha) * log_noise
-
+    loss = -(jax.lax.stop_gradient(velocity) * score).sum(axis=-1) - jnp.exp(agent.log_alpha) * log_noise
+    # Trust region.
     drift, schedule = policy_terms(args, agent.replace(actor_params=agent.target_actor_params), batch.next_obs)
-    target_mean, target_std = diffusion.denoising_mean_std(schedule, drift(latent, k), latent, k)
-    kl = distributions.gaussian_kl(target_mean, target_std, mean, std)
-    kl = args.num_denoising_steps * jnp.mean((1.0 - batch.terminated) * kl)
-    multiplier = (args.kl_bound is not None) * jnp.exp(agent.log_kl_multiplier)
-    loss = jnp.mean((1.0 - batch.terminated) * loss) + multiplier * kl
+    target = diffusion.denoising_mean_std(schedule, drift(latent, k), latent, k)
+    kl = args.num_denoising_steps * distributions.gaussian_kl(*target, mean, std)
+    multiplier = jnp.exp(agent.log_kl_multiplier)
+    loss, kl = jnp.mean((1.0 - batch.terminated) * jnp.stack([loss + multiplier * kl, kl]), axis=1)
     return loss, {"losses/actor_loss": loss, "losses/kl_multiplier": multiplier, "diffusion/kl": kl}
-
-
-def diffusion_metrics(chain, actor_params):
-    """The mean log-ratio of every step and the smallest noise level."""
-    log_ratio = chain.log_ratio.mean(axis=1)
-    metrics = {f"diffusion/log_ratio_{k + 1}": log_ratio[k] for k in range(len(log_ratio))}
-    return metrics | {"diffusion/beta_min": jax.nn.sigmoid(actor_params["noise_logits"]).min()}
 
 
 def update(args, agent, key, batch):
@@ -359,9 +341,7 @@ def update(args, agent, key, batch):
     chain = jax.lax.stop_gradient(sample_chain(args, agent, chain_key, batch.next_obs))
     _, log_prob = squash(chain)
 
-    grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(
-        agent.critic_params, args, agent, critic_key, batch, chain
-    )
+    grads, qf_metrics = jax.grad(critic_loss, has_aux=True)(agent.critic_params, args, agent, critic_key, batch, chain)
     updates, critic_opt_state = optax.adam(args.q_lr).update(grads, agent.critic_opt_state)
     agent = agent.replace(
         critic_params=optax.apply_updates(agent.critic_params, updates), critic_opt_state=critic_opt_state
@@ -381,17 +361,17 @@ def update(args, agent, key, batch):
         agent = agent.replace(log_alpha=agent.log_alpha + updates, alpha_opt_state=alpha_opt_state)
 
     # Loss of log lambda, the trust region's multiplier: -exp(log lambda) stopgrad(kl - bound).
-    if args.kl_bound is not None:
-        grad = -jnp.exp(agent.log_kl_multiplier) * (actor_metrics["diffusion/kl"] - args.kl_bound)
-        updates, kl_opt_state = optax.adam(args.q_lr).update(grad, agent.kl_opt_state)
-        agent = agent.replace(log_kl_multiplier=agent.log_kl_multiplier + updates, kl_opt_state=kl_opt_state)
+    grad = -jnp.exp(agent.log_kl_multiplier) * (actor_metrics["diffusion/kl"] - args.kl_bound)
+    updates, kl_opt_state = optax.adam(args.q_lr).update(grad, agent.kl_opt_state)
+    agent = agent.replace(log_kl_multiplier=agent.log_kl_multiplier + updates, kl_opt_state=kl_opt_state)
 
-    target_params = optax.incremental_update(agent.critic_params, agent.target_params, args.tau)
     target_actor_params = optax.incremental_update(agent.actor_params, agent.target_actor_params, args.tau)
     agent = agent.replace(target_actor_params=target_actor_params)
+    target_params = optax.incremental_update(agent.critic_params, agent.target_params, args.tau)
     metrics = {"losses/alpha": jnp.exp(agent.log_alpha), "losses/entropy": -log_prob.mean()}
-    metrics |= diffusion_metrics(chain, agent.actor_params)
-    return agent.replace(target_params=target_params), {**critic_metrics, **actor_metrics, **metrics}
+    metrics |= {f"diffusion/log_ratio_{k + 1}": x for k, x in enumerate(chain.log_ratio.mean(axis=1))}
+    metrics |= {"diffusion/beta_min": jax.nn.sigmoid(agent.actor_params["noise_logits"]).min()}
+    return agent.replace(target_params=target_params), {**qf_metrics, **actor_metrics, **metrics}
 
 
 # ----------------------------------------------------------------------------------------------------------- training

@@ -35,6 +35,7 @@ from tqdm import tqdm
 from common import UserError, envs, evaluation
 
 ZERO_IS_FINE = {"seed", "learning_starts", "tau", "alpha", "gamma", "target_entropy_scale"}
+ZERO_IS_FINE |= {"kl_multiplier"}
 
 
 # ---------------------------------------------------------------------------------------------------------- arguments
