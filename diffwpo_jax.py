@@ -98,10 +98,10 @@ class Args:
     """units of the network's output: a prediction of the action, or of the step's noise"""
     precondition: bool = True
     """precondition the actor's gradient with the Fisher information of a Gaussian's mean and standard deviation"""
-    kl_bound: float | None = 0.02
+    kl_bound: float = 0.02
     """trust region: bound on the summed KL of the K kernels between the Polyak copy of the actor and the actor"""
     kl_multiplier: float = 0.3
-    """multiplier of the trust region at the start; learned with the temperature's learning rate"""
+    """multiplier of the trust region at the start, learned at q_lr; 0: no trust region"""
 
     def __post_init__(self):
         runs.check_arguments(self)
@@ -303,7 +303,7 @@ def critic_loss(critic_params, args, agent, key, batch, chain):
 
 
 def actor_loss(actor_params, args, agent, key, batch, chain):
-    """Wasserstein gradient of min Q - alpha rho_k for one step k per sample, from the detached a^k; trust region."""
+    """Wasserstein gradient of alpha rho_k - min Q(s', a^{k-1}, k-1) of one step k per sample, at a detached a^k."""
     agent = agent.replace(actor_params=actor_params)
     step_key, noise_key = jax.random.split(key)
     rows = jnp.arange(len(batch.reward))
@@ -311,44 +311,31 @@ def actor_loss(actor_params, args, agent, key, batch, chain):
     latent = jax.lax.stop_gradient(chain.latents[k, rows])
     drift, schedule = policy_terms(args, agent, batch.next_obs)
     mean, std = diffusion.denoising_mean_std(schedule, drift(latent, k), latent, k)
-    fixed, fixed_mean, fixed_std = jax.lax.stop_gradient((schedule, mean, std))
+    fixed_mean, fixed_std = jax.lax.stop_gradient((mean, std))
     next_latent = fixed_mean + fixed_std * jax.random.normal(noise_key, latent.shape)
 
     def value(next_latent):
-        log_denoise = distributions.gaussian_log_prob(next_latent, fixed_mean, fixed_std)
-        log_noise = distributions.gaussian_log_prob(latent, *diffusion.noising_mean_std(fixed, next_latent, k))
+        log_denoise = distributions.gaussian_log_prob(next_latent, mean, std)
+        log_noise = distributions.gaussian_log_prob(latent, *diffusion.noising_mean_std(schedule, next_latent, k))
         log_prob = log_denoise - log_noise - (k == 1) * distributions.tanh_log_det(next_latent)
         value_input = jnp.where((k == 1)[:, None], jnp.tanh(next_latent), next_latent)
         q = agent.critic.apply(agent.critic_params, batch.next_obs, value_input, k - 1).min(axis=0)
-        return (q - jnp.exp(agent.log_alpha) * log_prob).sum()
+        return (q - jnp.exp(agent.log_alpha) * log_prob).sum(), log_noise
 
-    # The velocity that increases the value, against the score of the kernel at the same point. The inverse Fisher
-    # information scales the gradient of the mean by std^2 and that of std by std^2 / 2; values stay as they are.
-    velocity = jax.lax.stop_gradient(jax.grad(value)(next_latent))
+    velocity, log_noise = jax.grad(value, has_aux=True)(next_latent)
+    # The inverse Fisher information scales the gradient of the mean by std^2, of std by std^2 / 2; values stay.
     mean_scale, std_scale = (fixed_std**2, fixed_std**2 / 2) if args.precondition else (1.0, 1.0)
-    scaled_mean = fixed_mean + mean_scale * (mean - fixed_mean)
     scaled_std = fixed_std + std_scale * (std - fixed_std)
-    score = (scaled_mean - next_latent) / scaled_std**2
+    score = (fixed_mean + mean_scale * (mean - fixed_mean) - next_latent) / scaled_std**2
     # The noise levels also act through pi, which the velocity at a fixed point leaves out.
-    log_noise = distributions.gaussian_log_prob(latent, *diffusion.noising_mean_std(schedule, next_latent, k))
-    loss = -(velocity * score).sum(axis=-1) - jnp.exp(agent.log_alpha) * log_noise
-
+    loss = -(jax.lax.stop_gradient(velocity) * score).sum(axis=-1) - jnp.exp(agent.log_alpha) * log_noise
+    # Trust region.
     drift, schedule = policy_terms(args, agent.replace(actor_params=agent.target_actor_params), batch.next_obs)
-    target_mean, target_std = diffusion.denoising_mean_std(schedule, drift(latent, k), latent, k)
-    kl = distributions.gaussian_kl(target_mean, target_std, mean, std)
-    kl = args.num_denoising_steps * jnp.mean((1.0 - batch.terminated) * kl)
-    multiplier = (args.kl_bound is not None) * jnp.exp(agent.log_kl_multiplier)
-    loss = jnp.mean((1.0 - batch.terminated) * loss) + multiplier * kl
+    target = diffusion.denoising_mean_std(schedule, drift(latent, k), latent, k)
+    kl = args.num_denoising_steps * distributions.gaussian_kl(*target, mean, std)
+    multiplier = jnp.exp(agent.log_kl_multiplier)
+    loss, kl = jnp.mean((1.0 - batch.terminated) * jnp.stack([loss + multiplier * kl, kl]), axis=1)
     return loss, {"losses/actor_loss": loss, "losses/kl_multiplier": multiplier, "diffusion/kl": kl}
-
-
-def chain_actor_loss(actor_params, args, agent, key, batch, chain):
-    """alpha l - min Q at reparameterised actions: the gradient passes through all K steps (2502.02316)."""
-    agent = agent.replace(actor_params=actor_params)
-    action, log_prob = sample_action(args, agent, key, batch.obs)
-    q = agent.critic.apply(agent.critic_params, batch.obs, action).min(axis=0)
-    loss = jnp.mean(jnp.exp(agent.log_alpha) * log_prob - q)
-    return loss, {"losses/actor_loss": loss}
 
 
 def update(args, agent, key, batch):
@@ -379,14 +366,13 @@ def update(args, agent, key, batch):
         agent = agent.replace(log_alpha=agent.log_alpha + updates, alpha_opt_state=alpha_opt_state)
 
     # Loss of log lambda, the trust region's multiplier: -exp(log lambda) stopgrad(kl - bound).
-    if args.kl_bound is not None:
-        grad = -jnp.exp(agent.log_kl_multiplier) * (actor_metrics["diffusion/kl"] - args.kl_bound)
-        updates, kl_opt_state = optax.adam(args.q_lr).update(grad, agent.kl_opt_state)
-        agent = agent.replace(log_kl_multiplier=agent.log_kl_multiplier + updates, kl_opt_state=kl_opt_state)
+    grad = -jnp.exp(agent.log_kl_multiplier) * (actor_metrics["diffusion/kl"] - args.kl_bound)
+    updates, kl_opt_state = optax.adam(args.q_lr).update(grad, agent.kl_opt_state)
+    agent = agent.replace(log_kl_multiplier=agent.log_kl_multiplier + updates, kl_opt_state=kl_opt_state)
 
-    target_params = optax.incremental_update(agent.critic_params, agent.target_params, args.tau)
     target_actor_params = optax.incremental_update(agent.actor_params, agent.target_actor_params, args.tau)
     agent = agent.replace(target_actor_params=target_actor_params)
+    target_params = optax.incremental_update(agent.critic_params, agent.target_params, args.tau)
     metrics = {"losses/alpha": jnp.exp(agent.log_alpha), "losses/entropy": -log_prob.mean()}
     metrics |= {f"diffusion/log_ratio_{k + 1}": x for k, x in enumerate(chain.log_ratio.mean(axis=1))}
     metrics |= {"diffusion/beta_min": jax.nn.sigmoid(agent.actor_params["noise_logits"]).min()}
