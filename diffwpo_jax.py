@@ -351,8 +351,7 @@ def update(args, agent, key, batch):
         critic_params=optax.apply_updates(agent.critic_params, updates), critic_opt_state=critic_opt_state
     )
 
-    loss = chain_actor_loss if args.backprop_through_chain else actor_loss
-    grads, actor_metrics = jax.grad(loss, has_aux=True)(agent.actor_params, args, agent, actor_key, batch, chain)
+    grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(agent.actor_params, args, agent, actor_key, batch, chain)
     updates, actor_opt_state = optax.adam(args.policy_lr).update(grads, agent.actor_opt_state)
     agent = agent.replace(
         actor_params=optax.apply_updates(agent.actor_params, updates), actor_opt_state=actor_opt_state
