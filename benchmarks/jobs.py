@@ -24,8 +24,8 @@ from benchmarks import export  # noqa: E402
 # server CPU: for the estimate of the time only. Diffusion scripts: a + b K seconds per step, as (a, b).
 SECONDS_PER_STEP = {
     "sac_jax": (1 / 250, 0.0),
-    "diffsac_jax": (1 / 220, 1 / 2200),
-    "diffwpo_jax": (1 / 200, 1 / 2000),
+    "diffsac_jax": (1 / 185, 1 / 6700),
+    "diffwpo_jax": (1 / 140, 1 / 5000),
     "ppo_jax": (1 / 5000, 0.0),
     "diffppo_jax": (1 / 5000, 1 / 40000),
 }

@@ -271,8 +271,8 @@ def peers_python(options: argparse.Namespace) -> str:
 
 
 def sbx(options: argparse.Namespace) -> list[Row]:
-    need("sac_jax.py")
     python = peers_python(options)
+    need("sac_jax.py")
     version = run_process([python, "-c", "from importlib.metadata import version; print(version('sbx-rl'))"], ROOT)
 
     def peer(i: int) -> float:
@@ -308,8 +308,8 @@ def ppo_flags(steps: int = PPO_STEPS) -> list[str]:
 
 
 def ppo(options: argparse.Namespace) -> list[Row]:
-    need("ppo_jax.py")
     python = peers_python(options)
+    need("ppo_jax.py")
     if options.cleanrl is None or not Path(options.cleanrl).exists():
         raise Skip("no --cleanrl with the path of CleanRL's ppo_continuous_action.py")
 

@@ -3,6 +3,7 @@
 Where training adds nothing, a script that only behaves like one stands in for it.
 """
 
+import argparse
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import time
 
 import pytest
 
-from benchmarks import export, jobs
+from benchmarks import export, jobs, plot, speed
 from tests.scripts import ROOT, TIMEOUT, environment
 
 RUN_ALL = ROOT / "benchmarks" / "run_all.sh"
@@ -313,3 +314,32 @@ def test_quick_suite_end_to_end(tmp_path):
 def test_executable_and_clean():
     assert os.access(RUN_ALL, os.X_OK)
     subprocess.run(["bash", "-n", str(RUN_ALL)], check=True)
+
+
+# -------------------------------------------------------------------------------------------------------------- speed
+
+
+def test_speed_rows_are_replaced_and_shown(tmp_path):
+    """`speed.py --save` replaces the quantities it measured and keeps the others; plot.py shows them."""
+    path = tmp_path / "speed.csv"
+    row = dict.fromkeys(speed.COLUMNS, "x")
+    speed.save(path, [row | {"quantity": "a", "value": "1"}, row | {"quantity": "b", "value": "2"}])
+    speed.save(path, [row | {"quantity": "c", "value": "4"}, row | {"quantity": "a", "value": "3"}])
+    lines = plot.speed_table(path).splitlines()[2:]
+    assert [line.split(" | ")[:2] for line in lines] == [["| a", "3"], ["| b", "2"], ["| c", "4"]]
+
+
+def test_speed_compares_within_a_round():
+    """Measures take turns; a ratio is formed within a round and reported as the median with its range."""
+    order = []
+    measures = {name: lambda i, name=name: order.append(f"{name}{i}") or float(i + 1) for name in ("a", "b")}
+    values = speed.in_turns(argparse.Namespace(rounds=3), measures)
+    assert order == ["a0", "b0", "a1", "b1", "a2", "b2"]
+    assert speed.median(speed.ratios([2.0, 9.0, 8.0], values["b"]), 1, " x") == "2.7 x (2.0 to 4.5)"
+
+
+def test_speed_skips_what_cannot_be_measured(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "speed.py"), "--rows", "sbx", "ppo", "--peers-python"]
+    done = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == 0 and done.stdout.startswith("Commit ")
+    assert done.stderr.splitlines() == [f"{row}: skipped, there is no {tmp_path / 'none'}" for row in ("sbx", "ppo")]
