@@ -31,21 +31,22 @@ def make_args(module, **more):
 
 def make_agent(module, args, seed=0, sizes=SIZES, spread=0.3):
     """An agent whose parameters, the heads included, are away from their start."""
-    agent = module.init_agent(args, sizes, jax.random.key(seed))
+    agent = compiled_init(module.init_agent, args, *vars(sizes).values())(jax.random.key(seed))
     rng = np.random.default_rng(seed)
-    params = jax.tree.map(lambda x: x + spread * jnp.asarray(rng.normal(size=x.shape), x.dtype), agent.params)
+    params = jax.tree.map(lambda x: x + np.float32(spread * rng.normal(size=x.shape)), jax.device_get(agent.params))
     return agent.replace(params=params)
 
 
 def make_rollout(module, args, agent, seed=0, end_rate=0.2):
-    """A rollout with random rewards and ends, its samples drawn by the agent."""
+    """A rollout with random rewards and ends, its samples drawn by the agent (whose statistics are 0 and 1)."""
     rng = np.random.default_rng(seed)
     obs, final_obs = rng.normal(size=(2, T, N, SIZES.observation_size))
     key = jax.random.key(seed)
-    _, sample = jax.vmap(partial(module.sample_action, args, agent))(jax.random.split(key, T), jnp.asarray(obs))
+    sample_all = jax.vmap(partial(module.sample_action, args), in_axes=(None, 0, 0))
+    _, sample = jax.jit(sample_all)(agent, jax.random.split(key, T), obs)
     ends = rng.uniform(size=(T, N))
     return module.Rollout(
-        obs=normalization.normalize(agent.obs_stats, jnp.asarray(obs)),
+        obs=jnp.asarray(obs),
         sample=sample,
         reward=jnp.asarray(rng.normal(size=(T, N))),
         final_obs=jnp.asarray(final_obs),
@@ -57,6 +58,12 @@ def make_rollout(module, args, agent, seed=0, end_rate=0.2):
 def make_batch(module, args, agent, rollout):
     keys = () if module is ppo_jax else (jax.random.key(7),)
     return compiled(module.make_batch, args)(agent, *keys, rollout)
+
+
+@cache
+def compiled_init(init_agent, args, observation_size, action_size):
+    sizes = SimpleNamespace(observation_size=observation_size, action_size=action_size)
+    return jax.jit(lambda key: init_agent(args, sizes, key))
 
 
 @cache
@@ -218,9 +225,9 @@ def test_the_soft_bootstrap_counts_the_prior_once():
     f = 0, K = 1, no reward: V(a^1) = alpha (log p(a^1) - E[log p(a^0) - ldj(a^0) | a^1]) + gamma H, with
     H = alpha h / (1 - gamma) and h the entropy of tanh(a^0). The critic is fitted to it beforehand, by least squares.
     """
-    steps = {"num_steps": 1, "num_envs": 200_000, "total_timesteps": 200_000, "eval_frequency": 200_000}
-    args = make_args(diffppo_jax, num_denoising_steps=1, alpha=0.5, gamma=0.9, hidden_dim=256, **steps)
-    agent = diffppo_jax.init_agent(args, SimpleNamespace(observation_size=1, action_size=1), jax.random.key(0))
+    steps = {"num_steps": 1, "num_envs": 100_000, "total_timesteps": 100_000, "eval_frequency": 100_000}
+    args = make_args(diffppo_jax, num_denoising_steps=1, alpha=0.5, gamma=0.9, hidden_dim=64, **steps)
+    agent = compiled_init(diffppo_jax.init_agent, args, 1, 1)(jax.random.key(0))
     obs = jnp.zeros((1, args.num_envs, 1))
     _, schedule = diffppo_jax.policy_terms(args, agent, obs)
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
@@ -240,7 +247,7 @@ def test_the_soft_bootstrap_counts_the_prior_once():
     # The value as the last layer of the network: least squares on the hidden units.
     params = agent.params["critic"]["params"]
     rng = np.random.default_rng(0)
-    params["Dense_0"]["bias"] = jnp.asarray(rng.normal(size=256), jnp.float32)
+    params["Dense_0"]["bias"] = jnp.asarray(rng.normal(size=64), jnp.float32)
     x = diffppo_jax.network_input(args, jnp.zeros((1001, 1)), jnp.asarray(grid, jnp.float32)[:, None], 1)
     hidden = jnp.tanh(x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"])
     hidden = np.asarray(jnp.tanh(hidden @ params["Dense_1"]["kernel"]), np.float64)
@@ -249,7 +256,7 @@ def test_the_soft_bootstrap_counts_the_prior_once():
     fitted = np.asarray(diffppo_jax.state_value(agent, x))
     assert np.abs(fitted - value).max() < 0.01
 
-    _, sample = diffppo_jax.sample_action(args, agent, jax.random.key(1), obs[0])
+    _, sample = compiled(diffppo_jax.sample_action, args)(agent, jax.random.key(1), obs[0])
     never = jnp.zeros((1, args.num_envs), bool)
     for truncated in (never, ~never):  # the rollout's end is bootstrapped as well
         rollout = diffppo_jax.Rollout(obs, sample[None], jnp.zeros((1, args.num_envs)), obs, never, truncated)
@@ -490,7 +497,6 @@ def test_policy_and_value_loss_by_hand():
 
 def test_network_initialisation():
     """Orthogonal weights times sqrt 2, the policy's head times 0.01, the value's times 1, no biases; a zero drift."""
-    sizes = SimpleNamespace(observation_size=11, action_size=3)
 
     def products(layers):
         for name, layer in layers["params"].items():
@@ -501,14 +507,14 @@ def test_network_initialisation():
             yield name, kernel.T @ kernel, np.eye(small)
 
     for module in (ppo_jax, diffppo_jax):
-        agent = module.init_agent(module.Args(), sizes, jax.random.key(3))
+        agent = jax.device_get(compiled_init(module.init_agent, module.Args(), 11, 3)(jax.random.key(3)))
         head = {ppo_jax: ("mean", 0.01), diffppo_jax: ("drift", 0.0)}[module]
         for part, scale in ((agent.params["actor"][head[0]], head[1]), (agent.params["critic"], 1.0)):
             for name, product, eye in products(part):
                 np.testing.assert_allclose(product, (scale**2 if name == "Dense_2" else 2.0) * eye, atol=1e-5)
         assert [layer["bias"].size for layer in agent.params["critic"]["params"].values()] == [64, 64, 1]
-    log_std = ppo_jax.init_agent(ppo_jax.Args(initial_std=0.5), sizes, jax.random.key(3)).params["actor"]["log_std"]
-    np.testing.assert_allclose(log_std, np.full(3, np.log(0.5)), rtol=1e-6)
+    agent = compiled_init(ppo_jax.init_agent, ppo_jax.Args(initial_std=0.5), 11, 3)(jax.random.key(3))
+    np.testing.assert_allclose(agent.params["actor"]["log_std"], np.full(3, np.log(0.5)), rtol=1e-6)
 
 
 def test_running_statistics_are_those_of_all_rows():
