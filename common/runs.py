@@ -251,6 +251,8 @@ class Run:
             for s in range(len(self.seeds)):
                 self.scalar(step, s, f"eval/episodic_return_{policy}", float(result["return"][s].mean()))
                 self.scalar(step, s, f"eval/episodic_length_{policy}", float(result["length"][s].mean()))
+                for tag, values in result["metrics"].items():
+                    self.scalar(step, s, tag, float(values[s]))
 
     def scalar(self, step: int, agent: int, tag: str, value: float) -> None:
         """Writes one value of agent number `agent`."""
