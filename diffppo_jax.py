@@ -279,6 +279,12 @@ def deterministic_action(args, agent, obs):
     return jnp.tanh(diffusion.deterministic_chain(*policy_terms(args, agent, obs), obs.shape[:-1]))
 
 
+def entropy(args, agent, key, obs):
+    """One sample of the policy's entropy, or of bounds of it, by tag, `[B]` in nats (the key is consumed)."""
+    obs = normalization.normalize(agent.obs_stats, obs)
+    return diffusion.entropy_terms(key, *policy_terms(args, agent, obs), obs.shape[:-1], distributions.tanh_log_det)
+
+
 def step_log_probs(args, agent, obs, latent, next_latent, k):
     """log q(a^{k-1} | a^k, s) and log pi(a^k | a^{k-1}) of given denoising steps, each `[B]` in nats."""
     drift, schedule = policy_terms(args, agent, obs)
@@ -459,7 +465,7 @@ def train_chunk(args, env, state, step):
 
 def main(args):
     env = envs.make_env(args.env_id, args.num_envs, args.num_seeds, args.env_kwargs)
-    evaluator = evaluation.Evaluator(args, sample_action, deterministic_action)
+    evaluator = evaluation.Evaluator(args, sample_action, deterministic_action, entropy)
     with runs.Run(args, env) as run:
         state = run.restore(jax.jit(jax.vmap(partial(init_state, args, env)))(run.keys))
         run.header(parameters=state.agent.params["actor"])

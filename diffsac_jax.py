@@ -264,6 +264,11 @@ def deterministic_action(args, agent, obs):
     return jnp.tanh(diffusion.deterministic_chain(*policy_terms(args, agent, obs), obs.shape[:-1]))
 
 
+def entropy(args, agent, key, obs):
+    """One sample of the policy's entropy, or of bounds of it, by tag, `[B]` in nats (the key is consumed)."""
+    return diffusion.entropy_terms(key, *policy_terms(args, agent, obs), obs.shape[:-1], distributions.tanh_log_det)
+
+
 # ----------------------------------------------------------------------------------------------------------- learning
 
 
@@ -396,7 +401,7 @@ def train_chunk(args, env, state, step):
 
 def main(args):
     env = envs.make_env(args.env_id, args.num_envs, args.num_seeds, args.env_kwargs)
-    evaluator = evaluation.Evaluator(args, sample_action, deterministic_action)
+    evaluator = evaluation.Evaluator(args, sample_action, deterministic_action, entropy)
     with runs.Run(args, env, learning_starts=args.learning_starts) as run:
         state = run.restore(jax.jit(jax.vmap(partial(init_state, args, env)))(run.keys))
         run.header(

@@ -258,6 +258,12 @@ def deterministic_action(args, agent, obs):
     return jnp.clip(policy_terms(args, agent, obs)[0], -1.0, 1.0)
 
 
+def entropy(args, agent, key, obs):
+    """One sample of the policy's entropy, or of bounds of it, by tag, `[B]` in nats (the key is consumed)."""
+    obs = normalization.normalize(agent.obs_stats, obs)
+    return {"eval/entropy": jnp.full(obs.shape[:-1], distributions.gaussian_entropy(policy_terms(args, agent, obs)[1]))}
+
+
 # ----------------------------------------------------------------------------------------------------------- learning
 
 
@@ -306,7 +312,7 @@ def policy_loss(actor_params, args, agent, batch):
     advantage = (batch.advantage - shift) / scale
     clipped_ratio = jnp.clip(ratio, 1.0 - args.clip_coef, 1.0 + args.clip_coef)
     loss = -jnp.minimum(advantage * ratio, advantage * clipped_ratio).mean()
-    entropy = jnp.sum(jnp.log(std) + 0.5 * (distributions.LOG_2PI + 1.0))
+    entropy = distributions.gaussian_entropy(std)
     metrics = {
         "losses/policy_loss": loss,
         "losses/entropy": entropy,
@@ -409,7 +415,7 @@ def train_chunk(args, env, state, step):
 
 def main(args):
     env = envs.make_env(args.env_id, args.num_envs, args.num_seeds, args.env_kwargs)
-    evaluator = evaluation.Evaluator(args, sample_action, deterministic_action)
+    evaluator = evaluation.Evaluator(args, sample_action, deterministic_action, entropy)
     with runs.Run(args, env) as run:
         state = run.restore(jax.jit(jax.vmap(partial(init_state, args, env)))(run.keys))
         run.header(parameters=state.agent.params["actor"])

@@ -225,6 +225,11 @@ def deterministic_action(args, agent, obs):
     return jnp.tanh(mean)
 
 
+def entropy(args, agent, key, obs):
+    """One sample of the policy's entropy, or of bounds of it, by tag, `[B]` in nats (the key is consumed)."""
+    return {"eval/entropy": -sample_action(args, agent, key, obs)[1]}
+
+
 # ----------------------------------------------------------------------------------------------------------- learning
 
 
@@ -325,7 +330,7 @@ def train_chunk(args, env, state, step):
 
 def main(args):
     env = envs.make_env(args.env_id, args.num_envs, args.num_seeds, args.env_kwargs)
-    evaluator = evaluation.Evaluator(args, sample_action, deterministic_action)
+    evaluator = evaluation.Evaluator(args, sample_action, deterministic_action, entropy)
     with runs.Run(args, env, learning_starts=args.learning_starts) as run:
         state = run.restore(jax.jit(jax.vmap(partial(init_state, args, env)))(run.keys))
         run.header(

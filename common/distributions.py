@@ -12,6 +12,11 @@ def gaussian_log_prob(x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Arra
     return jnp.sum(-0.5 * (z * z + LOG_2PI) - jnp.log(std), axis=-1)
 
 
+def gaussian_entropy(std: jax.Array) -> jax.Array:
+    """Entropy of N(mean, std^2 I), in nats. `[..., A]` -> `[...]`."""
+    return jnp.sum(jnp.log(std) + 0.5 * (LOG_2PI + 1.0), axis=-1)
+
+
 def gaussian_kl(mean_p: jax.Array, std_p: jax.Array, mean_q: jax.Array, std_q: jax.Array) -> jax.Array:
     """KL(p || q) of two diagonal Gaussians, in nats. `[..., A]` -> `[...]`."""
     variance_ratio = (std_p / std_q) ** 2

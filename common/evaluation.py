@@ -30,30 +30,75 @@ class Evaluator:
     Args:
       sample_action: (args, agent, key, obs `[N, O]`) -> (action `[N, A]`, ..), the stochastic policy.
       deterministic_action: (args, agent, obs) -> action.
+      entropy: (args, agent, key, obs) -> samples of the stochastic policy's entropy (or bounds of it) by tag, `[N]`.
+        Taken at the start of every compiled call, averaged over the episodes that still run.
+
+    An environment may offer evaluation_report(obs `[n, O]`, action `[n, A]`) -> {row: {column: number}}: what its
+    stochastic episodes are to be told by beside their return, actions in [-1, 1]. It is logged as eval/{row}_{column}.
     """
 
-    def __init__(self, args: Any, sample_action: Callable, deterministic_action: Callable):
+    def __init__(
+        self, args: Any, sample_action: Callable, deterministic_action: Callable, entropy: Callable | None = None
+    ):
         self.env = envs.make_env(args.env_id, args.eval_episodes, args.num_seeds, args.env_kwargs)
         self.seeds = args.seed + np.arange(args.num_seeds)
+        self.entropy = entropy and partial(entropy, args)
+        self.report = getattr(self.env.envs.envs[0].unwrapped, "evaluation_report", None)
         self.act = {
             "stochastic": lambda agent, key, obs: sample_action(args, agent, key, obs)[0],
             "deterministic": lambda agent, key, obs: deterministic_action(args, agent, obs),
         }
 
-    def __call__(self, agents: Any, step: int) -> dict[str, dict[str, np.ndarray]]:
-        """Per policy the episodes' `return` and `length`, each `[S, E]`. Leaves of `agents` are `[S, ..]`."""
+    def __call__(self, agents: Any, step: int) -> dict[str, dict[str, Any]]:
+        """Per policy the episodes' `return` and `length` `[S, E]`, a `report` for each agent, `metrics` by tag `[S]`.
+
+        Leaves of `agents` are `[S, ..]`. Report and metrics are the stochastic policy's.
+        """
         return {policy: self._episodes(policy, agents, step) for policy in POLICIES}
 
-    def _episodes(self, policy: str, agents: Any, step: int) -> dict[str, np.ndarray]:
+    def _episodes(self, policy: str, agents: Any, step: int) -> dict[str, Any]:
         carry = _start(self.env, jnp.asarray(self.seeds), POLICIES.index(policy), step)
         limit = self.env.max_episode_steps or MAX_EPISODE_STEPS
+        entropies, visits = [], []
         for _ in range(-(-limit // CHUNK)):
-            carry = _rollout(self.env, self.act[policy], agents, carry)
+            if self.entropy and policy == "stochastic":
+                entropies.append(_measure(self.entropy, agents, carry))
+            carry, visit = _rollout(self.env, self.act[policy], agents, carry)
             if self.env.error:
                 raise self.env.error
+            if self.report and policy == "stochastic":
+                visits.append(jax.device_get(visit))
             if np.all(carry["done"]):
                 break
-        return {"return": np.asarray(carry["return"]), "length": np.asarray(carry["length"])}
+        reports = [self._report(visits, s) for s in range(len(self.seeds))] if visits else [{}] * len(self.seeds)
+        metrics = {
+            f"eval/{row}_{column}": np.array([report[row][column] for report in reports])
+            for row, columns in reports[0].items()
+            for column in columns
+        }
+        if entropies:
+            total = jax.tree.map(lambda *x: np.sum(x, axis=0), *entropies)
+            metrics |= {tag: values / total["count"] for tag, values in total.items() if tag != "count"}
+        return {
+            "return": np.asarray(carry["return"]),
+            "length": np.asarray(carry["length"]),
+            "report": reports,
+            "metrics": metrics,
+        }
+
+    def _report(self, visits: list[tuple[np.ndarray, ...]], agent: int) -> dict[str, dict[str, float]]:
+        """The environment's report on an agent's episodes. Visits: obs, action and running, each `[T, S, N, ..]`."""
+        obs, action, running = (np.concatenate([visit[i][:, agent] for visit in visits]) for i in range(3))
+        return self.report(obs[running], action[running])
+
+
+@partial(jax.jit, static_argnames="entropy")
+def _measure(entropy, agents, carry):
+    def one_agent(agent, c):
+        samples = entropy(agent, jax.random.fold_in(c["key"], 0xE2707), c["obs"]) | {"count": jnp.ones(c["done"].shape)}
+        return {tag: jnp.sum(~c["done"] * x) for tag, x in samples.items()}
+
+    return jax.vmap(one_agent)(agents, carry)
 
 
 @partial(jax.jit, static_argnames="env")
@@ -74,7 +119,9 @@ def _rollout(env, act, agents, carry):
     def step(carry, _):
         def one_agent(agent, c):
             key, act_key = jax.random.split(c["key"])
-            env_state, time_step = env.step(c["env"], act(agent, act_key, c["obs"]))
+            action = act(agent, act_key, c["obs"])
+            env_state, time_step = env.step(c["env"], action)
+            visit = c["obs"], action, ~c["done"]
             return {
                 "env": env_state,
                 "obs": time_step.obs,
@@ -83,11 +130,11 @@ def _rollout(env, act, agents, carry):
                 "return": jnp.where(c["done"], c["return"], time_step.episode_return),
                 "length": jnp.where(c["done"], c["length"], time_step.episode_length),
                 "done": c["done"] | time_step.done,
-            }
+            }, visit
 
-        return jax.vmap(one_agent)(agents, carry), None
+        return jax.vmap(one_agent)(agents, carry)
 
-    return jax.lax.scan(step, carry, None, length=CHUNK)[0]
+    return jax.lax.scan(step, carry, None, length=CHUNK)
 
 
 def load_agent(
@@ -173,6 +220,8 @@ def evaluate_run(init_agent, sample_action, deterministic_action, run, args, ove
                 f"(min {returns.min():.2f}, max {returns.max():.2f}, {len(returns)} episodes, "
                 f"mean length {lengths.mean():.1f})"
             )
+            for row, columns in results[policy]["report"][i].items():
+                print(f"  {row:20s} " + "  ".join(f"{name} {value:.3f}" for name, value in columns.items()))
     if overrides.capture_video:
         record_video(run)
 

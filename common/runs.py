@@ -431,6 +431,8 @@ class Run:
                 for s in self._running():
                     self.scalar(step, s, f"eval/episodic_return_{policy}", self.evaluations[-1][policy][s])
                     self.scalar(step, s, f"eval/episodic_length_{policy}", float(result["length"][s].mean()))
+                    for tag, values in result["metrics"].items():
+                        self.scalar(step, s, tag, float(values[s]))
             self._flush()
 
     def scalar(self, step: int, agent: int, tag: str, value: float) -> None:
