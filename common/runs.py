@@ -570,6 +570,8 @@ class Run:
         try:
             yield
         except Exception as error:
+            with contextlib.suppress(Exception):
+                self.checkpoints.wait()  # the one in progress may still succeed
             if not isinstance(error, OSError) and not self.folder.is_dir():
                 error = FileNotFoundError()  # other libraries have their own exceptions
             if isinstance(error, FileNotFoundError) and not self.folder.is_dir():
