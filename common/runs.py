@@ -265,6 +265,8 @@ class Run:
             with contextlib.suppress(OSError):  # a full disk was reported before
                 if file:
                     file.close()
+        with contextlib.suppress(OSError):
+            _cut_torn_line(self.folder / "scalars.csv")
         with contextlib.suppress(Exception):
             self.checkpoints.wait()
         self.env.close()
@@ -573,6 +575,8 @@ class Run:
         try:
             yield
         except Exception as error:
+            with contextlib.suppress(Exception):
+                self.checkpoints.wait()  # the one in progress may still succeed
             if not isinstance(error, OSError) and not self.folder.is_dir():
                 error = FileNotFoundError()  # other libraries have their own exceptions
             if isinstance(error, FileNotFoundError) and not self.folder.is_dir():
@@ -760,6 +764,14 @@ def _lock(folder: Path) -> int:
 
 
 SCALARS_HEADER = "global_step,wall_time,seed,tag,value\n"
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drops what follows the last line break: a disk was full in the middle of a row."""
+    with path.open("rb+") as file:
+        start = max(file.seek(0, os.SEEK_END) - 4096, 0)
+        file.seek(start)
+        file.truncate(start + file.read().rfind(b"\n") + 1)
 
 
 def _cut_scalars(path: Path, size: int | None, step: int) -> None:

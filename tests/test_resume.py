@@ -4,8 +4,8 @@ Wall time and the tags that measure time are left out (`scripts.scalars`).
 """
 
 import csv
+import fcntl
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -52,54 +52,36 @@ STOPS = {
 }
 
 
-@pytest.fixture(scope="module", params=SCRIPTS)
-def pair(request, tmp_path_factory):
-    """(script, folder of the run in one go, folder of the run in pieces)."""
-    script, settings = request.param, SETTINGS[request.param]
-    whole = train(script, tmp_path_factory.mktemp("whole"), settings)
-    runs = tmp_path_factory.mktemp("pieces")
-    for i, (total, signal_at) in enumerate(STOPS[script]):
+def in_pieces(script, settings, runs_folder):
+    """The run of `settings` with the stops of STOPS; returns its folder."""
+    folder = None
+    for total, signal_at in STOPS[script]:
         signals = {"TEST_SIGNALS": f"SIGTERM@{signal_at}"} if signal_at else {}
-        status = 143 if signal_at else 0
-        if i == 0:
-            done = run(script, {**settings, "total-timesteps": total, "runs-folder": runs}, status, **signals)
-            (pieces,) = runs.iterdir()
-        else:
-            done = run(script, {"resume": pieces, "total-timesteps": total}, status, **signals)
-        summary = json.loads((pieces / "summary.json").read_text())
+        start = {"resume": folder} if folder else {**settings, "runs-folder": runs_folder}
+        done = run(script, {**start, "total-timesteps": total}, 143 if signal_at else 0, **signals)
+        (folder,) = runs_folder.iterdir()
+        summary = json.loads((folder / "summary.json").read_text())
         if signal_at:
             assert summary["interrupted_by"] == "SIGTERM" and 0 < summary["step"] < total
-            assert f"continue with: python {script} --resume {pieces}" in done.stdout
+            assert f"continue with: python {script} --resume {folder}" in done.stdout
         else:
             assert summary["interrupted_by"] is None and summary["step"] == total
-    return script, whole, pieces
+    return folder
 
 
-def test_every_scalar_is_equal(pair):
-    _, whole, pieces = pair
-    assert len(scalars(whole)) > 50
-    assert scalars(pieces) == scalars(whole)
+def assert_equal_runs(a, b):
+    assert len(scalars(a)) > 50
+    assert scalars(a) == scalars(b)
+    assert (a / "agent.msgpack").read_bytes() == (b / "agent.msgpack").read_bytes()
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (a, b)]
+    for name in ("episodic_return", "evaluations", "updates", "total_timesteps", "step", "stopped", "interrupted_by"):
+        assert summaries[0][name] == summaries[1][name], name
+    arguments = [json.loads((folder / "args.json").read_text()) for folder in (a, b)]
+    assert {**arguments[0], "runs_folder": ""} == {**arguments[1], "runs_folder": ""}
 
 
-def test_final_parameters_are_bit_identical(pair):
-    _, whole, pieces = pair
-    assert (pieces / "agent.msgpack").read_bytes() == (whole / "agent.msgpack").read_bytes()
-
-
-def test_summary_is_equal(pair):
-    a, b = (json.loads((folder / "summary.json").read_text()) for folder in pair[1:])
-    for name in ("episodic_return", "evaluations", "updates", "total_timesteps", "step", "stopped"):
-        assert a[name] == b[name], name
-
-
-def test_arguments_are_equal(pair):
-    a, b = (json.loads((folder / "args.json").read_text()) for folder in pair[1:])
-    assert {**a, "runs_folder": ""} == {**b, "runs_folder": ""}
-
-
-def test_tensorboard_shows_one_curve(pair):
+def assert_tensorboard_shows_one_curve(folder):
     """What TensorBoard reads from all event files is what scalars.csv has: no point twice, none missing."""
-    _, _, folder = pair
     with (folder / "scalars.csv").open() as file:
         rows = list(csv.DictReader(file))
     several = len({row["seed"] for row in rows}) > 1
@@ -112,37 +94,40 @@ def test_tensorboard_shows_one_curve(pair):
             assert shown == [(int(step), np.float32(value)) for step, value in expected], tag
 
 
-def test_a_conflicting_argument_is_named(pair):
-    script, whole, _ = pair
-    before = (whole / "args.json").read_bytes()
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_in_pieces_equals_in_one_go(script, tmp_path):
+    whole = train(script, tmp_path / "whole", SETTINGS[script])
+    pieces = in_pieces(script, SETTINGS[script], tmp_path / "pieces")
+    assert_equal_runs(pieces, whole)
+    assert_tensorboard_shows_one_curve(pieces)
+    if script == "sac_jax.py":
+        assert_arguments_are_kept(script, whole)
+    if "anneal-lr" in SETTINGS[script]:
+        assert_annealing_fixes_the_length(script, whole)
+
+
+def assert_arguments_are_kept(script, whole):
+    before, rows = (whole / "args.json").read_bytes(), scalars(whole)
     done = run(script, {"resume": whole, "gamma": 0.5}, status=2)
     assert "--gamma 0.5 conflicts" in done.stderr and len(done.stderr.splitlines()) == 1
+    done = run(script, {"resume": whole, "total-timesteps": 400}, status=2)
+    assert "--total-timesteps 400 is below the checkpoint's step 800" in done.stderr
+    with (whole / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run(script, {"resume": whole}, status=2)
+        assert "in use by process" in done.stderr
     assert (whole / "args.json").read_bytes() == before
+    moved = whole.parent / "moved"
+    whole.rename(moved)
+    run(script, {"resume": moved, "seed": SETTINGS[script].get("seed", 1)})  # finished: there is nothing left to do
+    assert scalars(moved) == rows
 
 
-@pytest.mark.skipif("ppo_jax.py" not in SCRIPTS, reason="ppo_jax.py does not exist")
-def test_annealing_fixes_the_length(pair):
-    script, whole, _ = pair
-    if "ppo" not in script:
-        pytest.skip("has no annealed learning rate")
+def assert_annealing_fixes_the_length(script, whole):
     args = json.loads((whole / "args.json").read_text())
     (whole / "args.json").write_text(json.dumps({**args, "anneal_lr": True}))
     done = run(script, {"resume": whole, "total-timesteps": 1600}, status=2)
-    (whole / "args.json").write_text(json.dumps(args))
     assert "--total-timesteps 1600 conflicts" in done.stderr and "anneal" in done.stderr
-
-
-def test_a_finished_run_has_nothing_to_redo(pair, tmp_path):
-    script, whole, _ = pair
-    if script != SCRIPTS[0]:
-        pytest.skip("equal in all scripts")
-    folder = tmp_path / "copy"  # and a run folder may be moved
-    shutil.copytree(whole, folder)
-    run(script, {"resume": folder})
-    assert scalars(folder) == scalars(whole)
-    done = run(script, {"resume": folder, "total-timesteps": 400}, status=2)
-    assert "--total-timesteps 400 is below the checkpoint's step 800" in done.stderr
-    assert json.loads((folder / "args.json").read_text())["total_timesteps"] == 800
 
 
 @pytest.mark.parametrize(
