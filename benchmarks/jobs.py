@@ -202,11 +202,12 @@ class Scheduler:
         steps = sum(job.steps * job.num_seeds for job, _ in self.waiting)
         left = self.seconds_total - self.seconds_begun
         longest = max((self._seconds(job) for job, _ in self.waiting), default=0.0)
-        hours = max(left / self.options.jobs, min(longest, left)) / 3600
+        minutes = max(left / self.options.jobs, min(longest, left)) / 60
+        duration = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:.0f} minutes"
         return [
             f"{len(self.waiting)} runs to do ({resumed} resumed), {self.skipped} already finished, "
             f"{len(self.failures)} failed before",
-            f"{steps:,} environment steps, about {hours:.1f} hours with JOBS={self.options.jobs} "
+            f"{steps:,} environment steps, about {duration} with JOBS={self.options.jobs} "
             f"(at the speed measured on one core of a server CPU on Hopper-v4)",
         ]
 

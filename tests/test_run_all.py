@@ -142,7 +142,7 @@ def test_dry_run_prints_commands_and_starts_nothing(tmp_path):
     env = environment(SUITE="quick", DRY_RUN="1", RUNS=str(tmp_path / "runs"), PYTHON=sys.executable, STEPS="8000")
     lines = call(env).splitlines()
     assert lines[0].startswith("# 5 runs to do (0 resumed), 0 already finished")
-    assert "hours with JOBS=1" in lines[1]
+    assert lines[1].startswith("# 40,000 environment steps, about ") and "minutes with JOBS=1" in lines[1]
     assert len(lines) == 7 and not (tmp_path / "runs").exists()
     assert lines[2].endswith(
         f"sac_jax.py --env-id Pendulum-v1 --seed 1 --total-timesteps 8000 --exp-name quick_sac --runs-folder "
