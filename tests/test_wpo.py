@@ -276,13 +276,18 @@ def test_trust_region_is_the_kl_of_the_target_to_the_actor(x64):
 
 
 def test_update_compiles_once_and_moves_everything():
-    """Two updates, one compilation; every parameter moves, targets by Polyak, the multiplier towards the bound."""
+    """Two updates, one compilation; every parameter moves, targets by Polyak, the multiplier towards the bound.
+
+    Identity 12: with JAX's check on, no key is used twice.
+    """
     args = diffwpo_jax.Args(hidden_dim=8, num_denoising_steps=3, tau=0.25, kl_bound=1e6)
     agent = jit(partial(diffwpo_jax.init_agent, args, ENV))(jax.random.key(0))
     batch = make_batch(np.float32)
     update = jit(diffwpo_jax.update, static_argnames="args")
-    first, _ = update(args, agent, jax.random.key(1), batch)
-    second, metrics = update(args, first, jax.random.key(2), batch)
+    with jax.debug_key_reuse(True):
+        first, _ = update(args, agent, jax.random.key(1), batch)
+        second, metrics = update(args, first, jax.random.key(2), batch)
+        jit(diffwpo_jax.entropy, static_argnums=0)(args, agent, jax.random.key(3), batch.obs)
     assert update._cache_size() == 1
     assert all(np.isfinite(x).all() for x in metrics.values())
     # The last layer starts at zero: what lies before it gets a gradient from the second update on.

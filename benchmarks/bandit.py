@@ -1,0 +1,333 @@
+"""Bandits with a known optimal policy: what the return does not show about a policy.
+
+    python -m benchmarks.bandit                        # everything, tens of minutes on two cores
+    python -m benchmarks.bandit --steps 8 --updates 2000
+
+Each bandit is a density p on the square [-4, 4]^A, and its reward is log p. At temperature 1 the optimal
+maximum-entropy policy is p itself, with log Z = 0. Every algorithm is trained by the `update` of its own script, on
+batches of one-step episodes (gamma = 0), with the exact Q in the place of the critic at level 0. The values of the
+inner levels, which have no closed form, are learned by the script's own critic loss.
+
+The samples are then held against p (`measure` says how). One row per bandit, algorithm and K goes to
+benchmarks/results/bandit.csv; the table is printed as Markdown; the picture shows density and samples.
+"""
+
+import csv
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import diffsac_jax
+import diffwpo_jax
+import sac_jax
+from common import replay
+from common.distributions import gaussian_log_prob
+
+BOUND = 4.0  # actions lie in [-4, 4]^A; u = x / 4 is what the policies act with
+
+# ------------------------------------------------------------------------------------------------------------ bandits
+
+
+def mixture(x: jax.Array, means: list, weights: list, std: float) -> jax.Array:
+    means, weights = jnp.array(means), jnp.array(weights)
+    log_prob = gaussian_log_prob(x[..., None, :], means, jnp.full(means.shape[-1], std))
+    return jax.nn.logsumexp(log_prob + jnp.log(weights), axis=-1)
+
+
+def two(x):
+    """Two modes on a line, with weights 0.3 and 0.7."""
+    return mixture(x, [[-2.0], [2.0]], [0.3, 0.7], 0.4)
+
+
+def four(x):
+    """Four equal modes."""
+    return mixture(x, [[2.0, 0.0], [-2.0, 0.0], [0.0, 2.5], [0.0, -2.5]], [0.25] * 4, 0.4)
+
+
+def ring(x):
+    """A ring of radius 2.5."""
+    radius = jnp.sqrt((x**2).sum(-1) + 1e-12)
+    return -0.5 * ((radius - 2.5) / 0.3) ** 2
+
+
+def ridge(x):
+    """A narrow Gaussian along the diagonal: standard deviations 1 and 0.2."""
+    along, across = (x[..., 0] + x[..., 1]) / np.sqrt(2), (x[..., 0] - x[..., 1]) / np.sqrt(2)
+    return -0.5 * (along**2 + (across / 0.2) ** 2)
+
+
+def nearest(points: list) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: np.argmin(((x[:, None] - np.array(points)) ** 2).sum(-1), axis=1)
+
+
+@dataclass(frozen=True)
+class Bandit:
+    """log_density `[.., A]` -> `[..]`, up to a constant; region `[n, A]` -> index of the part of the density, `[n]`."""
+
+    name: str
+    size: int
+    log_density: Callable
+    region: Callable
+
+    def grid(self, cells: int) -> np.ndarray:
+        """Centres of the cells, `[cells^A, A]`."""
+        centres = (np.arange(cells) + 0.5) / cells * 2 * BOUND - BOUND
+        return np.stack(np.meshgrid(*[centres] * self.size, indexing="ij"), axis=-1).reshape(-1, self.size)
+
+    def cell_probabilities(self, cells: int, finer: int = 10) -> np.ndarray:
+        """Probability of each cell under p, `[cells] * A`, by the midpoint rule on a finer grid."""
+        log_prob = np.asarray(self.log_density(self.grid(cells * finer)), np.float64)
+        p = np.exp(log_prob - log_prob.max()).reshape([cells, finer] * self.size)
+        p = p.sum(axis=tuple(range(1, 2 * self.size, 2)))
+        return p / p.sum()
+
+
+BANDITS = [
+    Bandit("two", 1, two, lambda x: (x[:, 0] > 0).astype(int)),
+    Bandit("four", 2, four, nearest([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.5], [0.0, -2.5]])),
+    Bandit("ring", 2, ring, lambda x: np.floor(np.arctan2(x[:, 1], x[:, 0]) / (np.pi / 4)).astype(int) % 8),
+    Bandit("ridge", 2, ridge, lambda x: np.searchsorted([-0.6745, 0.0, 0.6745], x.sum(axis=1) / np.sqrt(2))),
+]
+
+
+def log_normaliser(bandit: Bandit) -> float:
+    """log of the integral of exp(log_density) over u in [-1, 1]^A, by the midpoint rule."""
+    cells = 4000 if bandit.size == 1 else 800
+    log_density = jax.jit(bandit.log_density)(bandit.grid(cells))
+    return float(jax.nn.logsumexp(log_density)) + bandit.size * float(np.log(2.0 / cells))
+
+
+@dataclass(frozen=True)
+class ExactCritic:
+    """Stands in for a script's twin critic: the exact Q at level 0, the learned critic at the inner levels.
+
+    The observation is the number of the bandit, so that several can be trained side by side.
+    """
+
+    learned: Any
+    bandits: tuple[Bandit, ...]
+    log_normalisers: tuple[float, ...]
+
+    def q(self, obs: jax.Array, action: jax.Array) -> jax.Array:
+        values = [b.log_density(BOUND * action) - z for b, z in zip(self.bandits, self.log_normalisers, strict=True)]
+        return jnp.stack(values, axis=-1)[jnp.arange(len(obs)), obs[:, 0].astype(int)]
+
+    def apply(self, params: dict, obs: jax.Array, latent: jax.Array, *level: jax.Array) -> jax.Array:
+        # Inner latents are unbounded: the exact Q must stay finite there, though it is not used.
+        exact = jnp.broadcast_to(self.q(obs, jnp.clip(latent, -1.0, 1.0)), (2, len(obs)))
+        if not level:
+            return exact
+        learned = self.learned.apply(params, obs, latent, *level)
+        return jnp.where(jnp.asarray(level[0]) == 0, exact, learned)
+
+
+# --------------------------------------------------------------------------------------------------- train and measure
+
+
+ALGORITHMS = {
+    "sac": (sac_jax, {}),
+    "diffsac": (diffsac_jax, {}),
+    "diffsac_chain": (diffsac_jax, {"backprop_through_chain": True}),
+    "diffwpo": (diffwpo_jax, {}),
+}
+
+
+def make_args(name: str, num_steps: int, hidden_dim: int) -> Any:
+    module, settings = ALGORITHMS[name]
+    if module is not sac_jax:
+        settings = settings | {"num_denoising_steps": num_steps}
+    return module.Args(gamma=0.0, alpha=1.0, autotune=False, policy_lr=1e-3, hidden_dim=hidden_dim, **settings)
+
+
+def train_agents(name: str, args: Any, bandits: tuple[Bandit, ...], seed: int, updates: int) -> Any:
+    """One agent per bandit (all of one action size), side by side: leaves `[len(bandits), ..]`."""
+    module, size = ALGORITHMS[name][0], bandits[0].size
+    env = SimpleNamespace(observation_size=1, action_size=size)
+    log_normalisers = tuple(log_normaliser(bandit) for bandit in bandits)
+
+    def one(number, key):
+        init_key, key = jax.random.split(key)
+        agent = module.init_agent(args, env, init_key)
+        agent = agent.replace(critic=ExactCritic(agent.critic, bandits, log_normalisers))
+        obs = jnp.full((args.batch_size, 1), number, jnp.float32)
+
+        def step(agent, key):
+            action_key, update_key = jax.random.split(key)
+            action = jax.random.uniform(action_key, (args.batch_size, size), minval=-1.0, maxval=1.0)
+            batch = replay.Transition(obs, action, agent.critic.q(obs, action), obs, jnp.zeros(args.batch_size, bool))
+            return module.update(args, agent, update_key, batch)[0], None
+
+        return jax.lax.scan(step, agent, jax.random.split(key, updates))[0]
+
+    keys = jax.random.split(jax.random.key(seed), len(bandits))
+    return jax.jit(jax.vmap(one))(jnp.arange(len(bandits)), keys)
+
+
+def draw(name: str, args: Any, agents: Any, seed: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Actions x `[len(bandits), n, A]` and log-weights Q - l `[len(bandits), n]` of every agent's policy."""
+    module = ALGORITHMS[name][0]
+
+    @jax.vmap
+    def one(agent, number, key):
+        obs = jnp.full((samples, 1), number, jnp.float32)
+        action, log_prob = module.sample_action(args, agent, key, obs)
+        return BOUND * action, agent.critic.q(obs, action) - log_prob
+
+    count = len(agents.log_alpha)
+    x, log_weight = jax.jit(one)(agents, jnp.arange(count), jax.random.split(jax.random.key(seed + 1), count))
+    return np.asarray(x), np.asarray(log_weight, np.float64)
+
+
+def measure(bandit: Bandit, x: np.ndarray, log_weight: np.ndarray) -> dict[str, float | str]:
+    """Samples x `[n, A]` of a policy and their w = Q - l `[n]` against the density.
+
+    elbo_gap: -E[w], the KL between the paths (nats); log_z_error: |log E[exp w]|; ess: effective sample size / n of
+    the weights exp w; occupancy: share of each region (modes; eighths of the ring; quarters of the ridge);
+    worst_region: the smallest ratio of a region's share to its share under p, 1 at best, 0 for a missed mode;
+    grid_kl: KL(policy || p) on cells, of the samples' histogram (nats).
+    """
+    top = log_weight.max()
+    weight = np.exp(log_weight - top)
+    cells = 80 if bandit.size == 1 else 40
+    p = bandit.cell_probabilities(cells)
+    histogram, _ = np.histogramdd(x, bins=cells, range=[(-BOUND, BOUND)] * bandit.size)
+    share = histogram / histogram.sum()
+    visited = share > 0
+    fine = bandit.grid(400)
+    density = np.exp(np.asarray(bandit.log_density(fine), np.float64))
+    expected = np.bincount(bandit.region(fine), weights=density) / density.sum()
+    occupancy = np.bincount(bandit.region(x), minlength=len(expected)) / len(x)
+    return {
+        "elbo_gap": -float(log_weight.mean()),
+        "log_z_error": abs(float(np.log(weight.mean()) + top)),
+        "ess": float(weight.sum() ** 2 / (weight**2).sum() / len(x)),
+        "worst_region": float((occupancy / expected).min()),
+        "grid_kl": float((share[visited] * np.log(share[visited] / np.maximum(p[visited], 1e-300))).sum()),
+        "occupancy": " ".join(f"{s:.3f}" for s in occupancy),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ results
+
+
+COLUMNS = ("elbo_gap", "log_z_error", "ess", "worst_region", "grid_kl")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown, with the best of each bandit's column in bold."""
+    lines = ["| bandit | algorithm | K | ELBO gap | log Z error | ESS | worst region | KL on the grid |"]
+    lines.append("|---" * 8 + "|")
+    for row in rows:
+        peers = [r for r in rows if r["bandit"] == row["bandit"]]
+        cells = []
+        for column in COLUMNS:
+            text = [f"{float(r[column]):.3f}" for r in peers]
+            best = max(text, key=float) if column in ("ess", "worst_region") else min(text, key=float)
+            value = f"{float(row[column]):.3f}"
+            cells.append(f"**{value}**" if value == best else value)
+        lines.append(f"| {row['bandit']} | {row['algorithm']} | {row['K']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def picture(path: Path, samples: dict[str, dict[str, np.ndarray]]) -> None:
+    """Density (left) beside samples, one row per bandit. `samples`: by label, by bandit, x `[n, A]`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(len(BANDITS), len(samples) + 1, figsize=(2.1 * (len(samples) + 1), 2.1 * len(BANDITS)))
+    for row, bandit in zip(axes, BANDITS, strict=True):
+        cells = 160
+        p = bandit.cell_probabilities(cells, finer=1)
+        centres = bandit.grid(cells)
+        if bandit.size == 1:
+            row[0].plot(centres[:, 0], p * cells / (2 * BOUND), color="black")
+        else:
+            row[0].imshow(p.T, origin="lower", extent=[-BOUND, BOUND] * 2, cmap="Greys")
+        row[0].set_ylabel(bandit.name)
+        for axis, (label, by_bandit) in zip(row[1:], samples.items(), strict=True):
+            x = by_bandit[bandit.name]
+            if bandit.size == 1:
+                axis.hist(x[:, 0], bins=80, range=(-BOUND, BOUND), density=True, color="0.55")
+                axis.plot(centres[:, 0], p * cells / (2 * BOUND), color="black", linewidth=0.8)
+                axis.sharey(row[0])
+            else:
+                axis.plot(*x[:2000].T, ",", color="black", alpha=0.7)
+                axis.set_aspect("equal")
+            if bandit is BANDITS[0]:
+                axis.set_title(label, fontsize=9)
+        for axis in row:
+            axis.set_xlim(-BOUND, BOUND)
+            axis.set_xticks([-4, 0, 4])
+            axis.tick_params(labelsize=6)
+            if bandit.size == 2:
+                axis.set_ylim(-BOUND, BOUND)
+                axis.set_yticks([-4, 0, 4])
+    axes[0][0].set_title("density", fontsize=9)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+@dataclass(frozen=True)
+class Settings:
+    algorithms: tuple[str, ...] = tuple(ALGORITHMS)
+    """which of sac, diffsac, diffsac_chain (--backprop-through-chain), diffwpo"""
+    steps: tuple[int, ...] = (8, 4, 16, 2, 1)
+    """values of K, in the order in which they are trained; the first is the picture's"""
+    updates: int = 6000
+    """updates per agent"""
+    hidden_dim: int = 64
+    """units in each hidden layer"""
+    samples: int = 100_000
+    """actions drawn from each trained policy"""
+    seed: int = 1
+    """seed of everything"""
+    results: Path = field(default=Path(__file__).parent / "results" / "bandit.csv")
+    """the CSV, written anew after every training"""
+    figure: Path = field(default=Path(__file__).parent / "figures" / "bandit.png")
+    """the picture"""
+
+
+def main(settings: Settings) -> list[dict[str, Any]]:
+    """Trains, measures and writes all that `settings` asks for. Returns the rows of the CSV."""
+    rows, samples = [], {}
+    jobs = [("sac", 0)] * ("sac" in settings.algorithms)
+    jobs += [(name, k) for k in settings.steps for name in settings.algorithms if name != "sac"]
+    for name, num_steps in jobs:
+        args = make_args(name, num_steps, settings.hidden_dim)
+        begin = time.time()
+        shown = samples.setdefault(name, {}) if num_steps in (0, settings.steps[0]) else {}
+        for size in (1, 2):
+            bandits = tuple(bandit for bandit in BANDITS if bandit.size == size)
+            agents = train_agents(name, args, bandits, settings.seed, settings.updates)
+            drawn = draw(name, args, agents, settings.seed, settings.samples)
+            for bandit, x, log_weight in zip(bandits, *drawn, strict=True):
+                shown[bandit.name] = x
+                row = {"bandit": bandit.name, "algorithm": name, "K": num_steps or "", "updates": settings.updates}
+                rows.append(row | {"seed": settings.seed} | measure(bandit, x, log_weight))
+        print(f"{name} K = {num_steps or '-'}: {time.time() - begin:.0f} s", flush=True)
+        rows.sort(key=lambda r: ([b.name for b in BANDITS].index(r["bandit"]), list(ALGORITHMS).index(r["algorithm"])))
+        settings.results.parent.mkdir(parents=True, exist_ok=True)
+        with settings.results.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        labels = {name: name if name == "sac" else f"{name}, K = {settings.steps[0]}" for name in samples}
+        picture(settings.figure, {labels[name]: samples[name] for name in samples})
+    print(table(rows))
+    return rows
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
