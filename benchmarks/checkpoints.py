@@ -4,8 +4,8 @@
     python benchmarks/checkpoints.py --speed            steps/s with checkpoints every 10k steps against without
 
 The first measures `common.checkpoints` with the training state of sac_jax.py, of which the buffer holds random rows.
-The first columns are a checkpoint as most are: size of one, how long training waits, until it is complete, and CPU time;
-it has the rows of the last two times --every steps to write. "whole" is the first checkpoint after a damaged one, which
+The first columns are a checkpoint as most are: its size, how long training waits, until it is complete, CPU time. It
+has the rows of the last two times --every steps to write. "whole" is the first checkpoint after a damaged one, which
 has every row to write. The second runs sac_jax.py in turns.
 """
 
