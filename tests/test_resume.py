@@ -52,14 +52,14 @@ STOPS = {
 }
 
 
-def in_one_go(script, settings, runs_folder):
+def in_one_go(script, runs_folder, settings):
     """The run of `settings`; returns its folder."""
     run(script, {**settings, "runs-folder": runs_folder})
     (folder,) = runs_folder.iterdir()
     return folder
 
 
-def in_pieces(script, settings, runs_folder):
+def in_pieces(script, runs_folder, settings):
     """The run of `settings` with the stops of STOPS; returns its folder."""
     folder = None
     for total, signal_at in STOPS[script]:
@@ -104,7 +104,7 @@ def assert_tensorboard_shows_one_curve(folder):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_in_pieces_equals_in_one_go(script, tmp_path):
     whole = in_one_go(script, tmp_path / "whole", SETTINGS[script])
-    pieces = in_pieces(script, SETTINGS[script], tmp_path / "pieces")
+    pieces = in_pieces(script, tmp_path / "pieces", SETTINGS[script])
     assert_equal_runs(pieces, whole)
     assert_tensorboard_shows_one_curve(pieces)
     if script == "sac_jax.py":
