@@ -273,8 +273,8 @@ def read_rows(buffer: Any, first: int, end: int) -> dict[str, np.ndarray]:
     parts = [_slice(buffer, start, head)]
     if head < end - first:
         parts.append(_slice(buffer, 0, end - first - head))
-    parts = [host_tree(part) for part in parts]
-    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+    parts = [jax.device_get(named_leaves(part)[0]) for part in parts]
+    return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts], axis=1) for n in parts[0]}
 
 
 @partial(jax.jit, static_argnames="size")

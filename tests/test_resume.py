@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.scripts import ROOT, SMALL, run, scalars, train
+from tests.scripts import ROOT, SMALL, run, scalars
 
 COUNTING = "tests.environments:Counting-v0"  # Pendulum, episodes of 200 steps
 OFF_POLICY = {
@@ -52,7 +52,14 @@ STOPS = {
 }
 
 
-def in_pieces(script, settings, runs_folder):
+def in_one_go(script, runs_folder, settings):
+    """The run of `settings`; returns its folder."""
+    run(script, {**settings, "runs-folder": runs_folder})
+    (folder,) = runs_folder.iterdir()
+    return folder
+
+
+def in_pieces(script, runs_folder, settings):
     """The run of `settings` with the stops of STOPS; returns its folder."""
     folder = None
     for total, signal_at in STOPS[script]:
@@ -96,8 +103,8 @@ def assert_tensorboard_shows_one_curve(folder):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_in_pieces_equals_in_one_go(script, tmp_path):
-    whole = train(script, tmp_path / "whole", SETTINGS[script])
-    pieces = in_pieces(script, SETTINGS[script], tmp_path / "pieces")
+    whole = in_one_go(script, tmp_path / "whole", SETTINGS[script])
+    pieces = in_pieces(script, tmp_path / "pieces", SETTINGS[script])
     assert_equal_runs(pieces, whole)
     assert_tensorboard_shows_one_curve(pieces)
     if script == "sac_jax.py":
@@ -148,8 +155,8 @@ def test_equal_on_mujoco(script, env_id, tmp_path):
     It is too short for an evaluation, so it makes one at its end. The longer run has none there: it must be gone.
     """
     settings = {**SETTINGS[script], "env-id": env_id, "eval-episodes": 1, "eval-frequency": 600}
-    whole = train(script, tmp_path / "whole", {**settings, "total-timesteps": 600})
-    pieces = train(script, tmp_path / "pieces", {**settings, "total-timesteps": 300})
+    whole = in_one_go(script, tmp_path / "whole", {**settings, "total-timesteps": 600})
+    pieces = in_one_go(script, tmp_path / "pieces", {**settings, "total-timesteps": 300})
     assert any(row[2].startswith("eval/") for row in scalars(pieces))
     run(script, {"resume": pieces, "total-timesteps": 600})
     assert scalars(pieces) == scalars(whole)

@@ -66,7 +66,7 @@ def test_killed_three_times(tmp_path):
 @pytest.mark.slow
 def test_killed_fifty_times(tmp_path):
     """Killed after delays drawn at random, also while it compiles, evaluates, writes or closes."""
-    total = 4000
+    total = 2000
     settings = {**SETTINGS, "total-timesteps": total, "log-frequency": 50, "eval-frequency": 200}
     begin = time.time()
     whole = train(SCRIPT, tmp_path / "whole", settings)
