@@ -143,8 +143,8 @@ def denoise_step(
 
 def sample_chain(key: jax.Array, drift_fn: DriftFn, schedule: NoiseSchedule, shape: tuple[int, ...]) -> DenoisingChain:
     """Samples a whole chain from the prior for `shape` batch rows. The key is consumed."""
-    prior_key, *step_keys = jax.random.split(key, schedule.num_steps + 1)
-    last = sample_prior(prior_key, schedule, shape)
+    keys = jax.random.split(key, schedule.num_steps + 1)
+    last = sample_prior(keys[0], schedule, shape)
 
     def step(latent, key_and_k):
         step_key, k = key_and_k
@@ -152,7 +152,7 @@ def sample_chain(key: jax.Array, drift_fn: DriftFn, schedule: NoiseSchedule, sha
         return next_latent, (next_latent, log_denoise - log_noise)
 
     steps = jnp.arange(1, schedule.num_steps + 1)
-    _, (latents, log_ratio) = jax.lax.scan(step, last, (jnp.stack(step_keys), steps), reverse=True, unroll=True)
+    _, (latents, log_ratio) = jax.lax.scan(step, last, (keys[1:], steps), reverse=True, unroll=True)
     return DenoisingChain(
         latents=jnp.concatenate([latents, last[None]]),
         log_ratio=log_ratio,
