@@ -1,0 +1,120 @@
+"""SAC and DiffSAC as commands: train, evaluate, save, reload; the same seed gives the same numbers."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from common import UserError, evaluation
+from tests import scripts
+
+SCRIPTS = sorted(path.name for path in scripts.ROOT.glob("*_jax.py"))
+REPLAY = ["sac_jax.py", "diffsac_jax.py"]
+
+
+def settings_of(script, **more):
+    settings = {**scripts.small(script), "total-timesteps": 200}
+    if script.startswith("diff"):
+        settings["num-denoising-steps"] = 2
+    return {**settings, **more}
+
+
+@pytest.fixture(scope="module")
+def checked_run(tmp_path_factory):
+    """script -> the folder of a run under JAX's check that no PRNG key is used twice."""
+    done = {}
+
+    def get(script):
+        if script not in done:
+            runs = tmp_path_factory.mktemp("runs")
+            done[script] = scripts.train(script, runs, settings_of(script), JAX_DEBUG_KEY_REUSE="1")
+        return done[script]
+
+    return get
+
+
+@pytest.fixture(params=REPLAY)
+def trained(request, checked_run):
+    """(script, run folder) of one small run."""
+    return request.param, checked_run(request.param)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_identity_12_no_key_is_used_twice(script, checked_run):
+    """Over start, warm-up, updates and evaluations of a whole run."""
+    run = checked_run(script)
+    assert (run / "summary.json").exists()
+
+
+def test_identity_12_the_check_sees_a_key_used_twice():
+    """Also inside a scan under vmap, which is where the scripts use theirs."""
+
+    def step(key, _):
+        return jax.random.split(key)[0], jax.random.normal(key)
+
+    with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
+        jax.jit(jax.vmap(lambda key: jax.lax.scan(step, key, None, length=3)[1]))(jax.random.split(jax.random.key(0)))
+
+
+def test_run_folder_says_all_about_the_run(trained):
+    script, run = trained
+    args, summary = (json.loads((run / name).read_text()) for name in ("args.json", "summary.json"))
+    assert args["script"] == script.removesuffix(".py") and args["total_timesteps"] == 200
+    versions = json.loads((run / "versions.json").read_text())
+    assert {"git_commit", "python", "jax", "flax", "gymnasium", "mujoco", "device", "threads"} <= set(versions)
+    assert (run / "agent.msgpack").stat().st_size > 0 and list(run.glob("events.*"))
+    rows = scripts.scalars(run)
+    tags = {tag for _, _, tag, _ in rows}
+    assert {"charts/episodic_return", "losses/qf_loss", "losses/actor_loss", "losses/alpha", "losses/entropy"} <= tags
+    assert {f"eval/episodic_return_{policy}" for policy in evaluation.POLICIES} <= tags
+    assert ("diffusion/log_ratio_2" in tags) == (script == "diffsac_jax.py")
+    assert all(np.isfinite(float(value)) for *_, value in rows)
+    last = {tag: float(value) for _, _, tag, value in rows}
+    for policy in evaluation.POLICIES:
+        assert summary["episodic_return"]["1"][f"{policy}_last"] == last[f"eval/episodic_return_{policy}"]
+    assert summary["updates"] == 100
+
+
+def test_same_seed_same_scalars(trained, tmp_path):
+    script, run = trained
+    again = scripts.train(script, tmp_path, settings_of(script))
+    assert scripts.scalars(again) == scripts.scalars(run)
+
+
+def test_another_seed_gives_other_scalars(trained, tmp_path):
+    script, run = trained
+    other = scripts.train(script, tmp_path, settings_of(script, seed=2))
+    losses = [[value for _, _, tag, value in scripts.scalars(r) if tag.startswith("losses/")] for r in (run, other)]
+    assert len(losses[0]) == len(losses[1]) > 0
+    assert not set(losses[0]) & set(losses[1])
+
+
+def test_evaluate_reloads_the_agent(trained):
+    """`--evaluate RUN` at the run's end is the last evaluation: the same agent, start states and keys."""
+    script, run = trained
+    done = scripts.run(script, {"evaluate": run, "eval-episodes": 2})
+    summary = json.loads((run / "summary.json").read_text())["episodic_return"]["1"]
+    for policy, line in zip(evaluation.POLICIES, done.stdout.strip().splitlines(), strict=True):
+        assert policy in line
+        assert float(line.split("return")[1].split("+-")[0]) == pytest.approx(summary[f"{policy}_last"], abs=0.01)
+
+
+def test_evaluate_refuses_another_script(trained):
+    script, run = trained
+    other = {"sac_jax.py": "diffsac_jax.py", "diffsac_jax.py": "sac_jax.py"}[script]
+    done = scripts.run(other, {"evaluate": run}, status=2)
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and script in done.stderr
+
+
+def test_load_agent(trained):
+    _, run = trained
+    act, mean = evaluation.load_agent(run), evaluation.load_agent(run, deterministic=True)
+    obs = np.array([[1.0, 0.0, 0.1], [0.0, 1.0, -2.0]])
+    actions = act(obs, jax.random.key(0))
+    assert actions.shape == (2, 1) and np.all(np.abs(actions) <= 2.0)  # Pendulum's own units
+    assert act(obs[0], jax.random.key(0)).shape == (1,)
+    assert np.any(actions != act(obs, jax.random.key(1)))
+    np.testing.assert_array_equal(mean(obs, jax.random.key(0)), mean(obs, jax.random.key(1)))
+    with pytest.raises(UserError, match="not 7"):
+        evaluation.load_agent(run, seed=7)
