@@ -22,6 +22,14 @@ T, N = SMALL["num_steps"], SMALL["num_envs"]
 MODULES = {"ppo": ppo_jax, "diffppo": diffppo_jax}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly():
+    """XLA without most optimisations, as in tests/scripts.py."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def make_args(module, **more):
     steps = {"total_timesteps": 3200, "eval_frequency": 3200, "env_id": "Pendulum-v1"}
     if module is diffppo_jax:
