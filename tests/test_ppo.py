@@ -13,13 +13,21 @@ import pytest
 import diffppo_jax
 import ppo_jax
 from common import diffusion, envs, normalization
-from common.distributions import gaussian_log_prob, tanh_log_det
+from common.distributions import tanh_log_det
 from tests.scripts import ROOT
 
 SIZES = SimpleNamespace(observation_size=3, action_size=2)
 SMALL = {"num_envs": 4, "num_steps": 8, "num_minibatches": 4, "update_epochs": 2, "hidden_dim": 8}
 T, N = SMALL["num_steps"], SMALL["num_envs"]
 MODULES = {"ppo": ppo_jax, "diffppo": diffppo_jax}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly():
+    """XLA without most optimisations, as in tests/scripts.py."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def make_args(module, **more):
@@ -40,24 +48,24 @@ def make_agent(module, args, seed=0, sizes=SIZES, spread=0.3):
 def make_rollout(module, args, agent, seed=0, end_rate=0.2):
     """A rollout with random rewards and ends, its samples drawn by the agent (whose statistics are 0 and 1)."""
     rng = np.random.default_rng(seed)
-    obs, final_obs = rng.normal(size=(2, T, N, SIZES.observation_size))
+    obs, final_obs = rng.normal(size=(2, T, N, SIZES.observation_size)).astype(np.float32)
     key = jax.random.key(seed)
     sample_all = jax.vmap(partial(module.sample_action, args), in_axes=(None, 0, 0))
     _, sample = jax.jit(sample_all)(agent, jax.random.split(key, T), obs)
     ends = rng.uniform(size=(T, N))
     return module.Rollout(
-        obs=jnp.asarray(obs),
-        sample=sample,
-        reward=jnp.asarray(rng.normal(size=(T, N))),
-        final_obs=jnp.asarray(final_obs),
-        terminated=jnp.asarray(ends < end_rate),
-        truncated=jnp.asarray((ends > 0.5 * end_rate) & (ends < 1.5 * end_rate)),  # some steps are both
+        obs=obs,
+        sample=np.asarray(sample),
+        reward=rng.normal(size=(T, N)).astype(np.float32),
+        final_obs=final_obs,
+        terminated=ends < end_rate,
+        truncated=(ends > 0.5 * end_rate) & (ends < 1.5 * end_rate),  # some steps are both
     )
 
 
 def make_batch(module, args, agent, rollout):
     keys = () if module is ppo_jax else (jax.random.key(7),)
-    return compiled(module.make_batch, args)(agent, *keys, rollout)
+    return jax.device_get(compiled(module.make_batch, args)(agent, *keys, rollout))
 
 
 @cache
@@ -88,8 +96,24 @@ def setups():
     return result
 
 
+def bootstrap_value(name, args, agent, rollout):
+    """V of the observation in which each step ended, for DiffPPO with the prior sample that make_batch draws."""
+
+    @jax.jit
+    def value(agent):
+        if name == "ppo":
+            return ppo_jax.state_value(agent, rollout.final_obs)
+        _, schedule = diffppo_jax.policy_terms(args, agent, None)
+        prior = diffusion.sample_prior(jax.random.key(7), schedule, (T, N))
+        x = diffppo_jax.network_input(args, rollout.final_obs, prior, args.num_denoising_steps)
+        return diffppo_jax.state_value(agent, x) - args.alpha * diffusion.prior_log_prob(schedule, prior)
+
+    return np.asarray(value(agent))
+
+
 def to_float64(tree):
-    return jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree)
+    """In numpy, which compiles nothing."""
+    return jax.tree.map(lambda x: np.asarray(x, np.float64) if x.dtype == np.float32 else np.asarray(x), tree)
 
 
 # --------------------------------------------------------------------------------------- advantages and value targets
@@ -118,7 +142,7 @@ def loop_gae(reward, value, bootstrap, terminated, done, gamma, gae_lambda):
 def test_gae_is_the_loop(setups):
     args, agent, rollout, batch, _ = setups["ppo"]
     assert rollout.terminated.any() and rollout.truncated.any() and (rollout.terminated & rollout.truncated).any()
-    value, bootstrap = ppo_jax.state_value(agent, rollout.obs), ppo_jax.state_value(agent, rollout.final_obs)
+    value, bootstrap = jax.jit(ppo_jax.state_value)(agent, rollout.obs), bootstrap_value("ppo", args, agent, rollout)
     done = rollout.terminated | rollout.truncated
     series = (np.asarray(x, np.float64) for x in (rollout.reward, value, bootstrap))
     ones = np.ones(T)
@@ -128,34 +152,33 @@ def test_gae_is_the_loop(setups):
     np.testing.assert_allclose(batch.value.reshape(T, N), value, rtol=1e-5, atol=1e-6)
 
 
-def augmented(args, agent, rollout, key):
+def augmented(args, agent, rollout):
     """Every denoising step of a rollout in the order of time, `[T * K, N]`: reward (with all soft terms), rho (that of
     step 1 with the tanh), V, the state's whole value, bootstrap value, terminated, done, gamma, lambda, log p(a^K)."""
     steps, tau = args.num_denoising_steps, args.alpha
-    _, schedule = diffppo_jax.policy_terms(args, agent, None)
-    latents = jnp.moveaxis(rollout.sample, 1, 0)  # [K+1, T, N, A]
 
-    def drift(latent, k):
-        return diffppo_jax.policy_terms(args, agent, rollout.obs)[0](latent, k)
+    @jax.jit
+    def terms(agent):
+        drift, schedule = diffppo_jax.policy_terms(args, agent, rollout.obs)
+        latents = jnp.moveaxis(rollout.sample, 1, 0)  # [K+1, T, N, A]
+        log_q, log_pi = diffusion.chain_log_probs(drift, schedule, latents)
+        inputs = [diffppo_jax.network_input(args, rollout.obs, latents[k], k) for k in range(1, steps + 1)]
+        v = diffppo_jax.state_value(agent, jnp.stack(inputs))
+        return log_q - log_pi, v, diffusion.prior_log_prob(schedule, latents[-1]), tanh_log_det(latents[0])
 
-    log_q, log_pi = diffusion.chain_log_probs(drift, schedule, latents)
-    fresh = diffusion.sample_prior(key, schedule, (T, N))
-    value_of = lambda *x: diffppo_jax.state_value(agent, diffppo_jax.network_input(args, *x))  # noqa: E731
-    prior = np.asarray(diffusion.prior_log_prob(schedule, latents[-1]))
+    ratio, v, prior, ldj = jax.device_get(terms(agent))  # [K, T, N] twice, [T, N] twice
+    after = bootstrap_value("diffppo", args, agent, rollout)
     rows = {name: [] for name in ("reward", "rho", "v", "value", "bootstrap", "terminated", "done", "gamma", "lam")}
     for t in range(T):
         for k in range(steps, 0, -1):
-            rho = log_q[k - 1, t] - log_pi[k - 1, t] - (tanh_log_det(latents[0, t]) if k == 1 else 0.0)
-            reward = -tau * rho - (tau * prior[t] if k == steps else 0.0) + (rollout.reward[t] if k == 1 else 0.0)
-            v = value_of(rollout.obs[t], latents[k, t], k)
-            after = value_of(rollout.final_obs[t], fresh[t], steps)
-            after -= tau * diffusion.prior_log_prob(schedule, fresh[t])
+            rho = ratio[k - 1, t] - (ldj[t] if k == 1 else 0.0)
+            soft_prior = tau * prior[t] if k == steps else 0.0
             last, never = k == 1, np.zeros(N, bool)
-            rows["reward"].append(reward)
+            rows["reward"].append(-tau * rho - soft_prior + (rollout.reward[t] if last else 0.0))
             rows["rho"].append(rho)
-            rows["v"].append(v)
-            rows["value"].append(v - (tau * prior[t] if k == steps else 0.0))
-            rows["bootstrap"].append(after)
+            rows["v"].append(v[k - 1, t])
+            rows["value"].append(v[k - 1, t] - soft_prior)
+            rows["bootstrap"].append(after[t])
             rows["terminated"].append(rollout.terminated[t] if last else never)
             rows["done"].append(rollout.terminated[t] | rollout.truncated[t] if last else never)
             rows["gamma"].append(args.gamma if last else 1.0)
@@ -174,7 +197,7 @@ def by_step(args, x):
 def test_gae_of_the_augmented_mdp_is_the_loop(setups):
     """One step per denoising step, the reward of each with its soft terms, discount and lambda at k = 1 only."""
     args, agent, rollout, batch, _ = setups["diffppo"]
-    a = augmented(args, agent, rollout, jax.random.key(7))
+    a = augmented(args, agent, rollout)
     expected = loop_gae(a.reward, a.value, a.bootstrap, a.terminated, a.done, a.gamma, a.lam)
     np.testing.assert_allclose(by_step(args, batch.advantage), expected, rtol=1e-4, atol=2e-5)
     np.testing.assert_allclose(by_step(args, batch.value), a.v, rtol=1e-4, atol=1e-5)
@@ -187,10 +210,9 @@ def test_identity_5_without_temperature_the_first_step_has_plain_gae(setups):
     args = make_args(diffppo_jax)
     batch, _ = make_batch(diffppo_jax, args, agent, rollout)
     first = by_step(args, batch.value)[:: args.num_denoising_steps]
-    fresh = diffusion.sample_prior(jax.random.key(7), diffppo_jax.policy_terms(args, agent, None)[1], (T, N))
-    x = diffppo_jax.network_input(args, rollout.final_obs, fresh, args.num_denoising_steps)
-    bootstrap = diffppo_jax.state_value(agent, x)
-    plain = ppo_jax.gae(args, rollout.reward, jnp.asarray(first), bootstrap, rollout.terminated, rollout.truncated)
+    bootstrap = bootstrap_value("diffppo", args, agent, rollout)
+    ends = rollout.terminated, rollout.truncated
+    plain = compiled(ppo_jax.gae, args)(rollout.reward, np.asarray(first), bootstrap, *ends)
     advantage = by_step(args, batch.advantage)[:: args.num_denoising_steps]
     np.testing.assert_allclose(advantage, plain, rtol=1e-4, atol=1e-5)
 
@@ -200,7 +222,7 @@ def test_identity_5_returns_with_and_without_the_own_log_ratio(setups):
     _, agent, rollout, *_ = setups["diffppo"]
     args = make_args(diffppo_jax, alpha=0.3, gae_lambda=1.0)
     batch, _ = make_batch(diffppo_jax, args, agent, rollout)
-    a = augmented(args, agent, rollout, jax.random.key(7))
+    a = augmented(args, agent, rollout)
     q = np.zeros((T * args.num_denoising_steps + 1, N))
     for i in range(T * args.num_denoising_steps - 1, -1, -1):
         t, last = divmod(i, args.num_denoising_steps)
@@ -228,38 +250,44 @@ def test_the_soft_bootstrap_counts_the_prior_once():
     steps = {"num_steps": 1, "num_envs": 100_000, "total_timesteps": 100_000, "eval_frequency": 100_000}
     args = make_args(diffppo_jax, num_denoising_steps=1, alpha=0.5, gamma=0.9, hidden_dim=64, **steps)
     agent = compiled_init(diffppo_jax.init_agent, args, 1, 1)(jax.random.key(0))
-    obs = jnp.zeros((1, args.num_envs, 1))
+    obs = np.zeros((1, args.num_envs, 1), np.float32)
     _, schedule = diffppo_jax.policy_terms(args, agent, obs)
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     weights = weights / weights.sum()
 
+    def prior_log_density(latent):
+        return -0.5 * (latent / args.prior_std) ** 2 - 0.5 * np.log(2 * np.pi * args.prior_std**2)
+
     def log_density(latent):  # of u = tanh(a^0), at a^0
-        latent = np.asarray(latent)[..., None]
-        return np.asarray(diffusion.prior_log_prob(schedule, latent) - tanh_log_det(jnp.asarray(latent)))
+        return prior_log_density(latent) - np.log(1.0 - np.tanh(latent) ** 2)
 
     entropy = -np.sum(weights * log_density(args.prior_std * nodes))
     grid = np.linspace(-5.0, 5.0, 1001) * args.prior_std
-    mean, std = diffusion.denoising_mean_std(schedule, 0.0, jnp.asarray(grid)[:, None], 1)
-    inner = log_density(np.asarray(mean) + np.asarray(std) * nodes) @ weights
-    value = args.alpha * (np.asarray(diffusion.prior_log_prob(schedule, grid[:, None])) - inner)
-    value += args.gamma * args.alpha * entropy / (1.0 - args.gamma)
+    beta = float(schedule.beta[0, 0])
+    inner = log_density(np.sqrt(1 - beta) * grid[:, None] + np.sqrt(beta) * args.prior_std * nodes) @ weights
+    value = args.alpha * (prior_log_density(grid) - inner) + args.gamma * args.alpha * entropy / (1.0 - args.gamma)
 
     # The value as the last layer of the network: least squares on the hidden units.
-    params = agent.params["critic"]["params"]
-    rng = np.random.default_rng(0)
-    params["Dense_0"]["bias"] = jnp.asarray(rng.normal(size=64), jnp.float32)
-    x = diffppo_jax.network_input(args, jnp.zeros((1001, 1)), jnp.asarray(grid, jnp.float32)[:, None], 1)
-    hidden = jnp.tanh(x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"])
-    hidden = np.asarray(jnp.tanh(hidden @ params["Dense_1"]["kernel"]), np.float64)
-    head = np.linalg.lstsq(np.c_[hidden, np.ones(1001)], value, rcond=1e-6)[0]
-    params["Dense_2"] = {"kernel": jnp.asarray(head[:-1, None], jnp.float32), "bias": jnp.float32(head[-1:])}
-    fitted = np.asarray(diffppo_jax.state_value(agent, x))
+    params = jax.device_get(agent.params["critic"]["params"])
+    params["Dense_0"]["bias"] = np.random.default_rng(0).normal(size=64).astype(np.float32)
+
+    @jax.jit
+    def network_input(latent):
+        return diffppo_jax.network_input(args, jnp.zeros((1001, 1)), latent[:, None], 1)
+
+    x = network_input(grid.astype(np.float32))
+    hidden = np.tanh(np.asarray(x, np.float64) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"])
+    hidden = np.tanh(hidden @ params["Dense_1"]["kernel"])
+    head = np.linalg.lstsq(np.c_[hidden, np.ones(1001)], value, rcond=1e-6)[0].astype(np.float32)
+    params["Dense_2"] = {"kernel": head[:-1, None], "bias": head[-1:]}
+    agent = agent.replace(params={**agent.params, "critic": {"params": params}})
+    fitted = np.asarray(jax.jit(diffppo_jax.state_value)(agent, x))
     assert np.abs(fitted - value).max() < 0.01
 
     _, sample = compiled(diffppo_jax.sample_action, args)(agent, jax.random.key(1), obs[0])
-    never = jnp.zeros((1, args.num_envs), bool)
+    never = np.zeros((1, args.num_envs), bool)
     for truncated in (never, ~never):  # the rollout's end is bootstrapped as well
-        rollout = diffppo_jax.Rollout(obs, sample[None], jnp.zeros((1, args.num_envs)), obs, never, truncated)
+        rollout = diffppo_jax.Rollout(obs, sample[None], 0.0 * obs[..., 0], obs, never, truncated)
         batch, metrics = make_batch(diffppo_jax, args, agent, rollout)
         assert abs(float(batch.advantage.mean())) < 0.01  # counted twice, or not at all, it would be 0.33 off
         assert float(metrics["losses/entropy"]) == pytest.approx(entropy, abs=0.01)
@@ -271,8 +299,8 @@ def test_identity_11_truncation_is_not_termination(setups, name):
     args, agent, rollout, *_ = setups[name]
     if name == "diffppo":
         args = dataclasses.replace(args, alpha=0.0)
-    never = jnp.zeros((T, N), bool)
-    at = never.at[3].set(True)
+    never = np.zeros((T, N), bool)
+    at = never | (np.arange(T) == 3)[:, None]
     rows = (T, N) if name == "ppo" else (T, args.num_denoising_steps, N)
 
     def target(**more):
@@ -281,16 +309,12 @@ def test_identity_11_truncation_is_not_termination(setups, name):
         return x if name == "ppo" else x[:, -1]
 
     truncated, terminated = target(truncated=at), target(terminated=at)
-    final = rollout.final_obs
-    if name == "diffppo":
-        prior = diffusion.sample_prior(jax.random.key(7), module.policy_terms(args, agent, None)[1], (T, N))
-        final = module.network_input(args, final, prior, args.num_denoising_steps)
-    bootstrap = module.state_value(agent, final)
+    bootstrap = bootstrap_value(name, args, agent, rollout)
     np.testing.assert_allclose(terminated[3], rollout.reward[3], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(truncated[3], rollout.reward[3] + args.gamma * bootstrap[3], rtol=1e-4, atol=1e-5)
 
     # What follows an episode's end does not change what came before it.
-    later = rollout.reward.at[4:].add(5.0)
+    later = rollout.reward + 5.0 * (np.arange(T) >= 4).astype(np.float32)[:, None]
     for end in ("terminated", "truncated"):
         before, after = target(**{end: at}), target(**{end: at, "reward": later})
         np.testing.assert_array_equal(before[:4], after[:4])
@@ -313,7 +337,8 @@ def test_identity_6_first_ratio_is_one_and_no_learning_rate_no_change(setups, na
     moved, metrics = learn(agent, jax.random.key(0), batch, 1e-2)
     assert metrics["losses/first_ratio_error"] < 1e-4
     assert metrics["losses/approx_kl"] > 1e-4
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), moved.params, agent.params)))
+    changed = jax.tree.map(lambda a, b: (a != b).any(), jax.device_get(moved.params), jax.device_get(agent.params))
+    assert all(jax.tree.leaves(changed))
 
 
 def test_identity_6_one_step_from_zero_is_gaussian_ppo():
@@ -328,26 +353,28 @@ def test_identity_6_one_step_from_zero_is_gaussian_ppo():
 
         # PPO's mean network: the level's constant inputs become a bias, nu scales the head.
         layers = agent.params["actor"]["drift"]["params"]
-        level = diffusion.level_embedding(jnp.array(1), 1)
+        level = np.asarray(diffusion.level_embedding(1, 1), np.float64)
         kernel, bias = layers["Dense_0"]["kernel"], layers["Dense_0"]["bias"]
         mean = {
             "Dense_0": {"kernel": kernel[:obs_size], "bias": bias + level @ kernel[obs_size + SIZES.action_size :]},
             "Dense_1": layers["Dense_1"],
             "Dense_2": jax.tree.map(lambda x: nu * x, layers["Dense_2"]),
         }
-        beta = jax.nn.sigmoid(agent.params["actor"]["noise_logits"])[0]
-        actor = {"mean": {"params": mean}, "log_std": jnp.log(nu * jnp.sqrt(beta))}
+        beta = 1.0 / (1.0 + np.exp(-agent.params["actor"]["noise_logits"][0]))
+        actor = {"mean": {"params": mean}, "log_std": np.log(nu * np.sqrt(beta))}
         plain = plain.replace(params={**plain.params, "actor": actor})
 
         rng = np.random.default_rng(0)
-        obs = jnp.asarray(rng.normal(size=(64, obs_size)))
-        center, std = ppo_jax.policy_terms(plain_args, plain, obs)
-        sample = center + std * jnp.asarray(rng.normal(size=center.shape))
-        log_prob = gaussian_log_prob(sample, center, std) + 0.3 * jnp.asarray(rng.normal(size=64))  # some are clipped
-        advantage = jnp.asarray(rng.normal(size=64))
+        obs = rng.normal(size=(64, obs_size))
+        center, std = jax.device_get(compiled(ppo_jax.policy_terms, plain_args)(plain, obs))
+        noise = rng.normal(size=center.shape)
+        sample = center + std * noise
+        log_prob = np.sum(-0.5 * noise**2 - 0.5 * np.log(2 * np.pi) - np.log(std), axis=-1)
+        log_prob += 0.3 * rng.normal(size=64)  # some are clipped
+        advantage = rng.normal(size=64)
         shared = {"log_prob": log_prob, "value": advantage, "advantage": advantage, "target": advantage}
         batch = ppo_jax.Batch(obs=obs, sample=sample, **shared)
-        latent, k = jnp.zeros_like(sample), jnp.ones(64, int)
+        latent, k = np.zeros_like(sample), np.ones(64, int)
         chain = diffppo_jax.Batch(obs=obs, latent=latent, next_latent=sample, k=k, **shared)
 
         grad = compiled_gradient(ppo_jax.policy_loss)
@@ -437,23 +464,24 @@ def test_the_extra_term_is_cut_where_the_ratio_is_clipped_and_shares_the_advanta
     """In a minibatch with normalised advantages: the gradient to beta by hand, row by row."""
     args, agent, _, batch, _ = setups["diffppo"]
     rng = np.random.default_rng(1)
-    batch = batch.replace(log_prob=batch.log_prob + 0.3 * jnp.asarray(rng.normal(size=batch.k.shape), jnp.float32))
+    batch = batch.replace(log_prob=batch.log_prob + 0.3 * rng.normal(size=batch.k.shape).astype(np.float32))
     actor = agent.params["actor"]
     gradient = compiled_gradient(diffppo_jax.policy_loss)
     extra = jax.tree.map(
-        lambda a, b: a - b,
+        lambda a, b: np.asarray(a) - np.asarray(b),
         gradient(actor, args, agent, batch)[1],
         gradient(actor, dataclasses.replace(args, alpha=0.0), agent, batch)[1],
     )
     assert all(np.abs(x).max() < 1e-6 for x in jax.tree.leaves(extra["drift"]))
 
-    log_q, _ = diffppo_jax.step_log_probs(args, agent, batch.obs, batch.latent, batch.next_latent, batch.k)
+    rows = batch.obs, batch.latent, batch.next_latent, batch.k
+    log_q, _ = compiled(diffppo_jax.step_log_probs, args)(agent, *rows)
     ratio, advantage = np.exp(np.asarray(log_q - batch.log_prob)), np.asarray(batch.advantage)
     normalised = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
     kept = ~(((normalised > 0) & (ratio > 1.2)) | ((normalised < 0) & (ratio < 0.8)))
     assert 0.1 < kept.mean() < 0.9
     # log N(a^k; sqrt(1-beta) a^{k-1}, beta nu^2): derivative to beta, times beta (1-beta) for the logit.
-    beta = np.asarray(jax.nn.sigmoid(actor["noise_logits"]))[np.asarray(batch.k) - 1]
+    beta = 1.0 / (1.0 + np.exp(-np.asarray(actor["noise_logits"])[batch.k - 1]))
     latent, after = np.asarray(batch.latent), np.asarray(batch.next_latent)
     residual, nu2 = latent - np.sqrt(1 - beta) * after, args.prior_std**2
     slope = -residual * after / (2 * np.sqrt(1 - beta) * beta * nu2) + residual**2 / (2 * beta**2 * nu2) - 0.5 / beta
@@ -466,20 +494,21 @@ def test_policy_and_value_loss_by_hand():
     """CleanRL's formulas on two rows."""
     args = make_args(ppo_jax, ent_coef=0.1)
     agent = make_agent(ppo_jax, args)
-    obs = jnp.array([[0.1, 0.2, 0.3], [-1.0, 0.5, 2.0]])
-    mean, std = ppo_jax.policy_terms(args, agent, obs)
-    sample = mean + std * jnp.array([[0.5, -1.0], [1.5, 0.2]])
-    log_prob = gaussian_log_prob(sample, mean, std)
-    value = ppo_jax.state_value(agent, obs)
+    obs = np.array([[0.1, 0.2, 0.3], [-1.0, 0.5, 2.0]], np.float32)
+    mean, std = jax.device_get(compiled(ppo_jax.policy_terms, args)(agent, obs))
+    noise = np.array([[0.5, -1.0], [1.5, 0.2]], np.float32)
+    sample = mean + std * noise
+    log_prob = np.sum(-0.5 * noise**2 - 0.5 * np.log(2 * np.pi) - np.log(std), axis=-1)
+    value = np.asarray(jax.jit(ppo_jax.state_value)(agent, obs))
     batch = ppo_jax.Batch(
         obs=obs,
         sample=sample,
-        log_prob=log_prob - jnp.log(jnp.array([1.5, 0.9])),  # ratios 1.5 and 0.9
-        value=value - jnp.array([0.5, 0.1]),  # the first has moved further than clip_coef
-        advantage=jnp.array([2.0, -1.0]),
-        target=value + jnp.array([1.0, -1.0]),
+        log_prob=log_prob - np.log(np.array([1.5, 0.9], np.float32)),  # ratios 1.5 and 0.9
+        value=value - np.array([0.5, 0.1], np.float32),  # the first has moved further than clip_coef
+        advantage=np.array([2.0, -1.0], np.float32),
+        target=value + np.array([1.0, -1.0], np.float32),
     )
-    loss, metrics = ppo_jax.policy_loss(agent.params["actor"], args, agent, batch)
+    (loss, metrics), _ = compiled_gradient(ppo_jax.policy_loss)(agent.params["actor"], args, agent, batch)
     surrogate = -0.5 * (1.2 * 1.0 - 0.9 * 1.0)  # normalised advantages 1 and -1
     entropy = np.sum(np.log(std) + 0.5 * np.log(2 * np.pi * np.e))
     assert float(metrics["losses/policy_loss"]) == pytest.approx(surrogate, abs=1e-5)
@@ -488,10 +517,10 @@ def test_policy_and_value_loss_by_hand():
     assert float(metrics["losses/clipfrac"]) == 0.5
     kl = np.mean([0.5 - np.log(1.5), -0.1 - np.log(0.9)])
     assert float(metrics["losses/approx_kl"]) == pytest.approx(kl, abs=1e-5)
-    loss, _ = ppo_jax.value_loss(agent.params["critic"], args, agent, batch)
+    (loss, _), _ = compiled_gradient(ppo_jax.value_loss)(agent.params["critic"], args, agent, batch)
     assert float(loss) == pytest.approx(0.5 * np.mean([1.3**2, 1.0**2]), abs=1e-4)
     args = dataclasses.replace(args, clip_vloss=False)
-    loss, _ = ppo_jax.value_loss(agent.params["critic"], args, agent, batch)
+    (loss, _), _ = compiled_gradient(ppo_jax.value_loss)(agent.params["critic"], args, agent, batch)
     assert float(loss) == pytest.approx(0.5, abs=1e-5)
 
 
@@ -625,11 +654,11 @@ def test_vmapped_update_is_the_single_one(setups, name, x64, tolerance):
         agents = [agent, make_agent(module, args, seed=5)]
         if x64:
             agents, batch = to_float64(agents), to_float64(batch)
-        together = jax.tree.map(lambda *x: jnp.stack(x), *agents)
+        together = jax.tree.map(lambda *x: np.stack(x), *agents)
         update = partial(module.update, args)
         moved, _ = jax.jit(jax.vmap(update, in_axes=(0, None, None)))(together, batch, 1e-2)
         for i, one in enumerate(agents):
-            single, _ = jax.jit(update)(one, batch, 1e-2)
+            single, _ = compiled(module.update, args)(one, batch, 1e-2)
             # Adam's first step divides a gradient by its size: a relative error of the parameters' change.
             for a, b in zip(jax.tree.leaves(single.params), jax.tree.leaves(agent_of(moved.params, i)), strict=True):
                 np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance)
@@ -661,15 +690,16 @@ def test_actions_lie_in_the_box_and_the_deterministic_ones_have_no_noise():
     for name, module in MODULES.items():
         args = make_args(module)
         agent = make_agent(module, args, spread=2.0)
-        agent = agent.replace(obs_stats=normalization.update(agent.obs_stats, jnp.arange(12.0).reshape(4, 3)))
-        obs = jnp.asarray(np.random.default_rng(0).normal(size=(50, 3)))
-        action, sample = module.sample_action(args, agent, jax.random.key(0), obs)
+        stats = normalization.RunningStats(np.arange(3.0), np.array([0.5, 1.0, 2.0]), np.array(7.0))
+        agent, obs = agent.replace(obs_stats=stats), np.random.default_rng(0).normal(size=(50, 3))
+        action, sample = jax.device_get(compiled(module.sample_action, args)(agent, jax.random.key(0), obs))
         assert action.shape == (50, 2) and np.abs(action).max() <= 1.0 and np.abs(sample).max() > 1.0
-        fixed = module.deterministic_action(args, agent, obs)
+        act = compiled(module.deterministic_action, args)
+        fixed = np.asarray(act(agent, obs))
         assert fixed.shape == (50, 2) and np.abs(fixed).max() <= 1.0
         # The statistics are the agent's: other ones, another action.
-        other = agent.replace(obs_stats=normalization.init((3,)))
-        assert np.abs(module.deterministic_action(args, other, obs) - fixed).max() > 1e-3, name
+        other = agent.replace(obs_stats=stats.replace(mean=np.zeros(3)))
+        assert np.abs(np.asarray(act(other, obs)) - fixed).max() > 1e-3, name
 
 
 def test_diffppo_is_a_small_change_of_ppo():
