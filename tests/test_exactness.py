@@ -73,16 +73,23 @@ def with_critic(agent, args, critic, sizes):
     )
 
 
-def train(module, args, agent, key, num_updates, draw_batch):
-    """`num_updates` of the script's updates on batches draw_batch(key), in one compiled loop."""
+def train(module, args, agent, key, num_updates, draw_batch, average=False):
+    """`num_updates` of the script's updates on batches draw_batch(key), in one compiled loop.
+
+    `average`: the actor's parameters are their mean over these updates, which takes Adam's noise out.
+    """
 
     @jax.jit
     def loop(agent, key):
-        def one(agent, key):
+        def one(carry, key):
+            agent, total = carry
             batch_key, update_key = jax.random.split(key)
-            return module.update(args, agent, update_key, draw_batch(batch_key))[0], None
+            agent, _ = module.update(args, agent, update_key, draw_batch(batch_key))
+            return (agent, jax.tree.map(jnp.add, total, agent.actor_params)), None
 
-        return jax.lax.scan(one, agent, jax.random.split(key, num_updates))[0]
+        zeros = jax.tree.map(jnp.zeros_like, agent.actor_params)
+        (agent, total), _ = jax.lax.scan(one, (agent, zeros), jax.random.split(key, num_updates))
+        return agent.replace(actor_params=jax.tree.map(lambda x: x / num_updates, total)) if average else agent
 
     return loop(agent, key)
 
@@ -259,11 +266,11 @@ def widening(num_steps, prior_std):
 def best_levels(num_steps, prior_std):
     """The optimum of the bound: variances s^2 r^k of a^k under the noising, and the beta_k that make them so."""
     variance = LATENT_STD**2 * widening(num_steps, prior_std) ** np.arange(num_steps + 1)
-    return variance, np.diff(variance) / (prior_std**2 - variance[:-1])
+    return variance, np.diff(variance) / np.maximum(prior_std**2 - variance[:-1], 1e-12)
 
 
 def train_control(name, num_updates, prior_std=None, **settings):
-    """Trains on the exact Q, the second half with a tenth of the learning rate."""
+    """Trains on the exact Q: half of the updates, then half with a tenth of the learning rate, averaged at the end."""
     module = load(name)
     more = {} if prior_std is None else {"prior_std": float(prior_std)}
     args = make_args(
@@ -274,13 +281,13 @@ def train_control(name, num_updates, prior_std=None, **settings):
     if prior_std is not None:
         variance, beta = best_levels(steps, prior_std)
         scale = tuple(float(x) for x in np.sqrt(variance[:-1]))
-        if prior_std != LATENT_STD:  # b_1 would have to travel 3 units: start half a unit away
+        if not np.isclose(prior_std, LATENT_STD):  # b_1 would have to travel 3 units: start half a unit away
             logits = jnp.asarray(np.log(beta / (1 - beta))[:, None] + 0.5, jnp.float32)
             agent = agent.replace(actor_params={**agent.actor_params, "noise_logits": logits})
     agent = with_critic(agent, args, KnownCritic(quadratic_value, steps, True, scale), CONTROL)
-    for i, lr in enumerate((args.policy_lr, args.policy_lr / 10)):
-        tuned = dataclasses.replace(args, policy_lr=lr)
-        agent = train(module, tuned, agent, jax.random.key(i + 1), num_updates // 2, partial(control_batch, 256))
+    batch, tuned = partial(control_batch, 256), dataclasses.replace(args, policy_lr=args.policy_lr / 10)
+    agent = train(module, args, agent, jax.random.key(1), num_updates // 2, batch)
+    agent = train(module, tuned, agent, jax.random.key(2), num_updates // 2, batch, average=True)
     np.testing.assert_allclose(agent.log_alpha, np.log(ALPHA), rtol=1e-6)  # --no-autotune
     gain, variance = gain_and_variance(module, args, agent)
     expected = VARIANCE * (1.0 if prior_std is None else widening(steps, prior_std))
@@ -327,3 +334,34 @@ class Control:
         flags = jnp.broadcast_to(truncated, (self.num_envs,))
         time_step = envs.TimeStep(x, final, reward, jnp.zeros_like(flags), flags, zeros, zeros)
         return ControlState(x, jnp.where(truncated, 0, state.t + 1), key), time_step
+
+
+def test_identity_10_sac_exact_q():
+    gain, variance = train_control("sac_jax", 20_000)
+    assert abs(gain - 1) < 0.02 and abs(variance - 1) < 0.05
+
+
+@pytest.mark.parametrize("prior_std", [LATENT_STD, 1.0], ids=["nu = s", "nu = 1"])
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_identity_10_diffusion_exact_q(name, prior_std):
+    gain, variance = train_control(name, 16_000, prior_std, num_denoising_steps=8)
+    assert abs(gain - 1) < 0.02 and abs(variance - 1) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sac_jax", *DIFFUSION])
+def test_identity_10_end_to_end(name):
+    """With learned critics, in the script's own training loop (nu = s for the diffusion policies)."""
+    module, num_steps = load(name), 60_000
+    args = make_args(
+        module, gamma=GAMMA, autotune=False, alpha=ALPHA, hidden_dim=64, num_envs=10, updates_per_step=0.2,
+        total_timesteps=num_steps * 10, learning_starts=5000, prior_std=float(LATENT_STD), num_denoising_steps=8,
+    )  # fmt: skip
+    env = Control(10)
+    state = jax.jit(jax.vmap(partial(module.init_state, args, env)))(jax.random.split(jax.random.key(0), 1))
+    for step in range(0, args.total_timesteps, args.log_frequency):
+        state, _ = module.train_chunk(args, env, state, jnp.int32(step))
+    agent = jax.tree.map(lambda x: x[0], state.agent)
+    gain, variance = gain_and_variance(module, args, agent)
+    print(f"identity 10, {name}, end to end: gain {gain / GAIN:.3f}, variance {variance / VARIANCE:.3f} of the optimum")
+    assert abs(gain / GAIN - 1) < 0.05 and abs(variance / VARIANCE - 1) < 0.15
