@@ -217,11 +217,9 @@ def test_bandit_benchmark_end_to_end(tmp_path):
     assert done.returncode == 0, done.stderr
     with (tmp_path / "bandit.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["bandit"], row["algorithm"], row["K"]) for row in rows] == [
-        (name, algorithm, k)
-        for name in ("two", "four", "ring", "ridge")
-        for algorithm, k in (("sac", ""), ("diffwpo", "2"))
-    ]
+    algorithms = ("sac", ""), ("diffwpo", "2")
+    names = [(name, *algorithm) for name in ("two", "four", "ring", "ridge") for algorithm in algorithms]
+    assert [(row["bandit"], row["algorithm"], row["K"]) for row in rows] == names
     assert all(np.isfinite(float(row[column])) for row in rows for column in bandit.COLUMNS)
     assert (tmp_path / "b.png").stat().st_size > 5000
     assert done.stdout.count("| four |") == 2
