@@ -10,6 +10,8 @@ from tests.scripts import ROOT
 # script, script derived from it, most changed lines, sections that are equal byte for byte
 PAIRS = [
     ("sac_jax.py", "diffsac_jax.py", 170, ("training", "main")),
+    ("diffsac_jax.py", "diffwpo_jax.py", 80, ("networks", "policy", "training", "main")),
+    ("ppo_jax.py", "diffppo_jax.py", 130, ("main",)),
 ]
 SECTIONS = ["arguments", "networks", "agent state", "policy", "learning", "training", "main"]
 SCRIPTS = sorted(path.name for path in ROOT.glob("*_jax.py"))
