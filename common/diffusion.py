@@ -134,8 +134,12 @@ def denoise_step(
     Returns: a^{k-1} `[B, A]`, log q(a^{k-1} | a^k, s) `[B]` and log pi(a^k | a^{k-1}) `[B]`, differentiable with
     respect to the drift's parameters and beta through the mean, the std and pi.
     """
+    return _denoise(jax.random.normal(key, latent.shape), drift_fn, schedule, latent, k)
+
+
+def _denoise(noise, drift_fn, schedule, latent, k):
     mean, std = denoising_mean_std(schedule, drift_fn(latent, k), latent, k)
-    next_latent = mean + std * jax.random.normal(key, latent.shape)
+    next_latent = mean + std * noise
     log_denoise = gaussian_log_prob(next_latent, mean, std)
     log_noise = gaussian_log_prob(latent, *noising_mean_std(schedule, next_latent, k))
     return next_latent, log_denoise, log_noise
@@ -143,16 +147,18 @@ def denoise_step(
 
 def sample_chain(key: jax.Array, drift_fn: DriftFn, schedule: NoiseSchedule, shape: tuple[int, ...]) -> DenoisingChain:
     """Samples a whole chain from the prior for `shape` batch rows. The key is consumed."""
-    keys = jax.random.split(key, schedule.num_steps + 1)
-    last = sample_prior(keys[0], schedule, shape)
+    prior_key, *step_keys = jax.random.split(key, schedule.num_steps + 1)
+    last = sample_prior(prior_key, schedule, shape)
 
-    def step(latent, key_and_k):
-        step_key, k = key_and_k
-        next_latent, log_denoise, log_noise = denoise_step(step_key, drift_fn, schedule, latent, k)
+    def step(latent, noise_and_k):
+        noise, k = noise_and_k
+        next_latent, log_denoise, log_noise = _denoise(noise, drift_fn, schedule, latent, k)
         return next_latent, (next_latent, log_denoise - log_noise)
 
+    # The noise is drawn outside the scan: JAX's check for keys used twice cannot follow keys that a scan takes apart.
+    noise = jnp.stack([jax.random.normal(step_key, last.shape) for step_key in step_keys])
     steps = jnp.arange(1, schedule.num_steps + 1)
-    _, (latents, log_ratio) = jax.lax.scan(step, last, (keys[1:], steps), reverse=True, unroll=True)
+    _, (latents, log_ratio) = jax.lax.scan(step, last, (noise, steps), reverse=True, unroll=True)
     return DenoisingChain(
         latents=jnp.concatenate([latents, last[None]]),
         log_ratio=log_ratio,
@@ -225,17 +231,17 @@ def entropy_terms(
     chain = sample_chain(chain_key, drift_fn, schedule, shape)
     likelihood = chain_log_likelihood(chain)
 
-    def noise_step(latent, key_and_k):  # a^{k-1} -> a^k, of all M paths [M, B, A]
-        step_key, k = key_and_k
+    def noise_step(latent, noise_and_k):  # a^{k-1} -> a^k, of all M paths [M, B, A]
+        noise, k = noise_and_k
         mean, std = noising_mean_std(schedule, latent, k)
-        noised = mean + std * jax.random.normal(step_key, latent.shape)
+        noised = mean + std * noise
         drift = jax.vmap(drift_fn, in_axes=(0, None))(noised, k)
         log_denoise = gaussian_log_prob(latent, *denoising_mean_std(schedule, drift, noised, k))
         return noised, log_denoise - gaussian_log_prob(noised, mean, std)
 
     start = jnp.broadcast_to(chain.latents[0], (num_noised, *chain.latents[0].shape))
-    keys = jax.random.split(noise_key, schedule.num_steps)
-    last, log_ratio = jax.lax.scan(noise_step, start, (keys, jnp.arange(1, schedule.num_steps + 1)))
+    noise = jax.random.normal(noise_key, (schedule.num_steps, *start.shape))
+    last, log_ratio = jax.lax.scan(noise_step, start, (noise, jnp.arange(1, schedule.num_steps + 1)))
     noised = prior_log_prob(schedule, last) + log_ratio.sum(axis=0)
     tighter = jax.nn.logsumexp(jnp.concatenate([likelihood[None], noised]), axis=0) - jnp.log(1.0 + num_noised)
     log_det = squash_log_det(chain.latents[0])

@@ -24,11 +24,15 @@ SMALL = {
 }
 
 
+def known(script: str, settings: dict) -> dict:
+    """The settings that the script has an argument for."""
+    fields = importlib.import_module(script.removesuffix(".py")).Args.__dataclass_fields__
+    return {name: value for name, value in settings.items() if name.replace("-", "_") in fields}
+
+
 def small(script: str) -> dict:
     """SMALL as far as the script has these arguments, with two environments and, for PPO, a small rollout."""
-    fields = importlib.import_module(script.removesuffix(".py")).Args.__dataclass_fields__
-    settings = {**SMALL, "num-envs": 2, "num-steps": 50, "num-minibatches": 2, "update-epochs": 2}
-    return {name: value for name, value in settings.items() if name.replace("-", "_") in fields}
+    return known(script, {**SMALL, "num-envs": 2, "num-steps": 50, "num-minibatches": 2, "update-epochs": 2})
 
 
 def flags(settings: dict) -> list[str]:
@@ -69,7 +73,7 @@ def run(script: str, settings: dict, status: int = 0, cwd: Path | None = None, *
 def train(script: str, runs_folder: Path, settings: dict, **more: str) -> Path:
     """Trains with SMALL overridden by `settings`; returns the run's folder."""
     before = set(runs_folder.glob("*")) if runs_folder.exists() else set()
-    run(script, {**SMALL, "runs-folder": runs_folder, **settings}, **more)
+    run(script, {**known(script, SMALL), "runs-folder": runs_folder, **settings}, **more)
     (folder,) = set(runs_folder.glob("*")) - before
     return folder
 

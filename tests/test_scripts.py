@@ -26,12 +26,7 @@ def trained(request, tmp_path_factory):
     return request.param, scripts.train(request.param, tmp_path_factory.mktemp("runs"), settings_of(request.param))
 
 
-# The check cannot follow the keys that a vmapped scan takes as inputs (the sampler's, one per denoising step): it
-# reports them as used before. Unresolved.
-UNFOLLOWED = pytest.mark.xfail(strict=True, reason="the check reports the sampler's keys under vmap as used")
-
-
-@pytest.mark.parametrize("script", [pytest.param(s, marks=UNFOLLOWED if s.startswith("diff") else ()) for s in SCRIPTS])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_identity_12_no_key_is_used_twice(script, tmp_path):
     """Over start, warm-up, updates and evaluations of a whole run."""
     run = scripts.train(script, tmp_path, settings_of(script), JAX_DEBUG_KEY_REUSE="1")
