@@ -80,12 +80,16 @@ def test_killed_fifty_times(tmp_path):
         try:
             process.communicate(timeout=draw.uniform(0.0, seconds))
             assert process.returncode == 0
+            (folder,) = runs.iterdir()
+            assert_equal_runs(folder, whole)
+            assert_tensorboard_shows_one_curve(folder)
             shutil.rmtree(runs)  # it finished: the remaining kills hit another one
             folder = None
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
             kills += 1
+            print(f"kill {kills}", flush=True)
             for path in runs.glob("*/args.json"):
                 folder = path.parent
             if folder is None:
