@@ -14,6 +14,7 @@ runs/{env_id}__{exp_name}__{seed}__{time}/
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import datetime
 import errno
@@ -473,7 +474,7 @@ class Run:
 
     def _progress_so_far(self) -> dict[str, Any]:
         names = ("evaluations", "stopped", "last_return", "learning_seconds", "learning_steps", "checkpoint_seconds")
-        return {name: getattr(self, name) for name in names}
+        return copy.deepcopy({name: getattr(self, name) for name in names})  # the run goes on while it is written
 
     def finish(self, state: Any, evaluator: evaluation.Evaluator) -> None:
         """Saves the last checkpoint, the agents and the summary; records the video if asked to.
