@@ -2,6 +2,18 @@
 
 import os
 
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("NPROC", "1")
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """XLA without most optimisations, as in tests/scripts.py: for modules that compile more than they compute."""
+    import jax  # reads the environment set above
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -22,12 +22,7 @@ T, N = SMALL["num_steps"], SMALL["num_envs"]
 MODULES = {"ppo": ppo_jax, "diffppo": diffppo_jax}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """XLA without most optimisations, as in tests/scripts.py."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def make_args(module, **more):

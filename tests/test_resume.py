@@ -101,7 +101,11 @@ def assert_tensorboard_shows_one_curve(folder):
             assert shown == [(int(step), np.float32(value)) for step, value in expected], tag
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+# The diffusion scripts derived from DiffSAC's and PPO's lines share all that resuming touches: slow, not skipped.
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(s, marks=pytest.mark.slow if s in ("diffwpo_jax.py", "diffppo_jax.py") else ()) for s in SCRIPTS],
+)
 def test_in_pieces_equals_in_one_go(script, tmp_path):
     whole = in_one_go(script, tmp_path / "whole", SETTINGS[script])
     pieces = in_pieces(script, tmp_path / "pieces", SETTINGS[script])
