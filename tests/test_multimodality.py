@@ -204,7 +204,7 @@ def test_exact_critic_is_exact_at_level_0_and_learned_above():
 
 
 def test_bandit_benchmark_end_to_end(tmp_path):
-    settings = ["--algorithms", "sac", "diffwpo", "--steps", "2", "--updates", "5", "--samples", "500"]
+    settings = ["--algorithms", "sac", "diffwpo", "--steps", "1", "--updates", "5", "--samples", "500"]
     settings += ["--hidden-dim", "8", "--results", str(tmp_path / "bandit.csv"), "--figure", str(tmp_path / "b.png")]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.bandit", *settings],
@@ -217,7 +217,7 @@ def test_bandit_benchmark_end_to_end(tmp_path):
     assert done.returncode == 0, done.stderr
     with (tmp_path / "bandit.csv").open() as file:
         rows = list(csv.DictReader(file))
-    algorithms = ("sac", ""), ("diffwpo", "2")
+    algorithms = ("sac", ""), ("diffwpo", "1")
     names = [(name, *algorithm) for name in ("two", "four", "ring", "ridge") for algorithm in algorithms]
     assert [(row["bandit"], row["algorithm"], row["K"]) for row in rows] == names
     assert all(np.isfinite(float(row[column])) for row in rows for column in bandit.COLUMNS)
