@@ -210,6 +210,7 @@ def test_identity_5_without_temperature_the_first_step_has_plain_gae(setups):
     plain = compiled(ppo_jax.gae, args)(rollout.reward, np.asarray(first), bootstrap, *ends)
     advantage = by_step(args, batch.advantage)[:: args.num_denoising_steps]
     np.testing.assert_allclose(advantage, plain, rtol=1e-4, atol=1e-5)
+    print(f"identity 5: advantages differ by {np.abs(advantage - plain).max():.1e} at most")
 
 
 def test_identity_5_returns_with_and_without_the_own_log_ratio(setups):
@@ -329,6 +330,7 @@ def test_identity_6_first_ratio_is_one_and_no_learning_rate_no_change(setups, na
     jax.tree.map(np.testing.assert_array_equal, still.params, agent.params)
     assert metrics["losses/first_ratio_error"] < 1e-4
     assert metrics["losses/approx_kl"] < 1e-6 and metrics["losses/clipfrac"] == 0.0
+    print(f"identity 6, {name}: first ratio {metrics['losses/first_ratio_error']:.1e} from 1")
     moved, metrics = learn(agent, jax.random.key(0), batch, 1e-2)
     assert metrics["losses/first_ratio_error"] < 1e-4
     assert metrics["losses/approx_kl"] > 1e-4
@@ -378,6 +380,7 @@ def test_identity_6_one_step_from_zero_is_gaussian_ppo():
         (chain_loss, chain_metrics), chain_grad = grad(agent.params["actor"], args, agent, chain)
         assert 0.1 < metrics["losses/clipfrac"] < 0.9
         np.testing.assert_allclose(chain_loss, loss, rtol=1e-10)
+        print(f"identity 6: relative difference of the losses {abs(float(chain_loss / loss) - 1):.1e}")
         for tag in ("losses/approx_kl", "losses/old_approx_kl", "losses/clipfrac", "losses/policy_loss"):
             np.testing.assert_allclose(chain_metrics[tag], metrics[tag], rtol=1e-10)
         plain_layers, chain_layers = plain_grad["mean"]["params"], chain_grad["drift"]["params"]
@@ -448,7 +451,11 @@ def test_identity_9_gradient_of_the_bound_against_finite_differences():
             both = jnp.concatenate([weight, weight])
             return -jax.flatten_util.ravel_pytree(jax.tree.map(lambda g: jnp.tensordot(both, g, 1), grads))[0]
 
-        np.testing.assert_allclose(weighted_gradient(args), difference, rtol=1e-5, atol=1e-7)
+        automatic = weighted_gradient(args)
+        np.testing.assert_allclose(automatic, difference, rtol=1e-5, atol=1e-7)
+        print(
+            f"identity 9, DiffPPO: gradients differ by {np.abs(automatic - jnp.asarray(difference)).max():.1e} at most"
+        )
         # The same advantages without the extra term: beta's gradient is another.
         without = weighted_gradient(dataclasses.replace(args, alpha=0.0))
         logits = jax.flatten_util.ravel_pytree({**unflatten(jnp.zeros_like(flat)), "noise_logits": jnp.ones((2, 1))})[0]

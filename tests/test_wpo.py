@@ -111,6 +111,8 @@ def assert_equal(tree, other, tolerance=1e-10):
     for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
         assert x.dtype == jnp.float64
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * scale)
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+    print(f"largest difference {max(float(jnp.abs(x - y).max()) for x, y in pairs) / scale:.1e} of the largest entry")
 
 
 def add(tree, other):
