@@ -9,7 +9,7 @@ batches of one-step episodes (gamma = 0), with the exact Q in the place of the c
 inner levels, which have no closed form, are learned by the script's own critic loss.
 
 The samples are then held against p (`measure` says how). One row per bandit, algorithm and K goes to
-benchmarks/results/bandit.csv; the table is printed as Markdown; the picture shows density and samples.
+benchmarks/bandit.csv; the table is printed as Markdown; the picture shows density and samples.
 """
 
 import csv
@@ -293,7 +293,7 @@ class Settings:
     """actions drawn from each trained policy"""
     seed: int = 1
     """seed of everything"""
-    results: Path = field(default=Path(__file__).parent / "results" / "bandit.csv")
+    results: Path = field(default=Path(__file__).parent / "bandit.csv")
     """the CSV, written anew after every training"""
     figure: Path = field(default=Path(__file__).parent / "figures" / "bandit.png")
     """the picture"""

@@ -10,7 +10,7 @@ Both are the exact variance-preserving kernels (no Euler step) and share beta. f
 factor c_k sets the units of f:
 
     prediction="action"   c_k = sqrt(abar_{k-1}) beta_k / (1 - abar_k), with abar_k = prod_{i<=k} (1 - beta_i): then
-                          f + sqrt(abar_k) a^k predicts a^0 (in units of nu for f) and the mean is DDPM's posterior mean
+                          nu f + sqrt(abar_k) a^k predicts a^0 and the mean is DDPM's posterior mean
     prediction="noise"    c_k = sqrt(beta_k): f is in units of the step's own standard deviation
 
 With f = 0 the chain is stationary at N(0, nu^2 I). The chain log-likelihood

@@ -596,14 +596,15 @@ class Run:
         if per_step is None:
             return 0
         learning = max(self.args.total_timesteps - self.learning_starts, 0)
-        return int(-(-learning // self.args.num_envs) * per_step)
+        return round(-(-learning // self.args.num_envs) * per_step)
 
 
 @jax.jit
 def _finite_agents(agents):
-    """Whether all numbers of an agent are finite, `[S]`; leaves `[S, ..]`."""
+    """Whether all numbers of an agent are finite, `[S]`; leaves `[S, ..]`. A scalar may be -inf: the log of a 0."""
     leaves = [x for x in jax.tree.leaves(agents) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.stack([jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1) for x in leaves]).all(axis=0)
+    finite = [jnp.isfinite(x) | ((x.ndim == 1) & (x == -jnp.inf)) for x in leaves]
+    return jnp.stack([x.reshape(x.shape[0], -1).all(axis=1) for x in finite]).all(axis=0)
 
 
 def _dump(path: Path, agent: int, log: StepLog, state: Any, first: int, end: int) -> None:

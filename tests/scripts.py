@@ -79,11 +79,7 @@ def train(script: str, runs_folder: Path, settings: dict, **more: str) -> Path:
 
 
 def scalars(folder: Path) -> list[tuple[str, ...]]:
-    """Rows (global_step, seed, tag, value) of scalars.csv, without wall time and the tags that measure time."""
+    """Rows (global_step, seed, tag, value) of scalars.csv, without wall time and charts/SPS, which measure time."""
     with (folder / "scalars.csv").open() as file:
         rows = list(csv.DictReader(file))
-    return [
-        (row["global_step"], row["seed"], row["tag"], row["value"])
-        for row in rows
-        if row["tag"] != "charts/SPS" and not row["tag"].startswith("time/")
-    ]
+    return [(row["global_step"], row["seed"], row["tag"], row["value"]) for row in rows if row["tag"] != "charts/SPS"]

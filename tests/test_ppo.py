@@ -615,7 +615,7 @@ def test_chunk_is_compiled_once(chunks):
 
 
 def test_agents_do_not_touch_each_other(chunks):
-    """Promise: an agent's results are bit-identical whatever the other agents' seeds are, and if one turns NaN."""
+    """An agent's results are bit-identical whatever the other agents' seeds are, and if one turns NaN."""
     state, logs = chunks.result
 
     def nan_second(state):

@@ -362,7 +362,7 @@ def agent_of(state, index):
     return jax.tree.map(lambda x: x[index], state)
 
 
-def test_promise_a_warm_up_of_agents_side_by_side_equals_single_runs(algorithm, side_by_side):
+def test_warm_up_of_agents_side_by_side_equals_single_runs(algorithm, side_by_side):
     """Keys, environments and all warm-up transitions are bit-equal to the single run's; parameters to 1e-6."""
     _, runs = side_by_side(algorithm)
     for index, seed in enumerate((1, 2)):
@@ -385,7 +385,7 @@ def test_number_of_updates(algorithm, side_by_side):
 
 
 @pytest.mark.parametrize("other", [5, "NaN"])
-def test_promise_c_other_agents_change_nothing(algorithm, side_by_side, other):
+def test_other_agents_change_nothing(algorithm, side_by_side, other):
     """An agent's results are bit-identical whatever the other agent's seed is, and when the other turns NaN."""
     _, runs = side_by_side(algorithm)
     ours, theirs = agent_of(runs[1, 2][2], 0), agent_of(runs[1, other][2], 0)
@@ -396,7 +396,7 @@ def test_promise_c_other_agents_change_nothing(algorithm, side_by_side, other):
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("float64", 1e-10)])
-def test_promise_b_one_update_of_agents_side_by_side(algorithm, dtype, tolerance):
+def test_one_update_of_agents_side_by_side(algorithm, dtype, tolerance):
     """From one common state and batch, one update agrees with the single agent's, relative to each array's scale."""
     with jax.enable_x64(dtype == "float64"):
         args = small_args(algorithm, num_denoising_steps=2)

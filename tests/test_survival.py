@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from common import checkpoints
+from common import checkpoints, runs
 from tests.scripts import SMALL, TIMEOUT, command, environment, run, scalars, train
 from tests.test_resume import OFF_POLICY, assert_equal_runs, assert_tensorboard_shows_one_curve
 
@@ -161,6 +161,13 @@ def test_nan_of_an_environment_stops_its_seed_only(tmp_path):
         assert np.argwhere(~dump["log.finite"])[0].tolist() == [29, 0]
         assert np.isnan(dump["buffer.reward"][29:]).all() and np.isfinite(dump["buffer.reward"][:29]).all()
         assert "agent.actor_params.params.Dense_0.kernel" in dump
+
+
+def test_what_counts_as_finite():
+    """The log of a temperature or multiplier of 0 is -inf and no accident; a weight of -inf is."""
+    agents = {"weights": np.zeros((4, 3), np.float32), "log_alpha": np.float32([0.0, -np.inf, 1.0, np.nan])}
+    agents["weights"][2, 1] = -np.inf
+    assert runs._finite_agents(agents).tolist() == [True, True, False, False]
 
 
 def test_nan_of_learning_ends_the_run(tmp_path):
