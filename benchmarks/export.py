@@ -159,6 +159,8 @@ def read_run(folder: Path, allow_dirty: bool = False, allow_unfinished: bool = F
             scalars = [row for row in csv.reader(file) if len(row) == 5][1:]
     except (OSError, ValueError) as error:
         raise ExportError(f"{folder} is not a run folder: {error}") from None
+    states = [version.get("git_dirty") for version in (versions, *versions.get("resumed", []))]
+    versions["git_dirty"] = True if True in states else None if None in states else False
     if versions["git_dirty"] is not False and not allow_dirty:
         why = "its tree had changes" if versions["git_dirty"] else "its commit is unknown"
         raise ExportError(f"{folder} cannot be traced to a commit ({why}); --allow-dirty exports it")
@@ -287,7 +289,11 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the results as lines for run_all.sh's list")
     options = parser.parse_args()
     if options.list:
-        print("\n".join(list_lines(options.results)))
+        try:
+            print("\n".join(list_lines(options.results)))
+        except ExportError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         return 0
     if not options.runs:
         parser.error("name at least one run folder, or --list")
@@ -295,6 +301,9 @@ def main() -> int:
     for folder in options.runs:
         if folder.is_file() or folder.name == "logs":
             continue  # `runs/*` names more than run folders
+        if options.results == RESULTS and "__quick_" in folder.name:
+            print(f"{folder.name}: of the quick suite, left out; --results FOLDER exports it")
+            continue
         try:
             rows = read_run(folder, options.allow_dirty, options.allow_unfinished)
             path = merge(rows, options.results)

@@ -109,6 +109,8 @@ def read_list(text: str, suite: str, vmap: bool = False, steps: int | None = Non
             name, script, flags, env_ids, seeds, listed = cells
             seeds = [int(seed) for seed in seeds.split()]
             listed = int(listed)
+            if not seeds or not env_ids.split():
+                raise ValueError
             export.defaults(script), export.parse_flags(flags)
         except ValueError:
             raise ListError(f"not 'name | script | flags | environments | seeds | steps': {line!r}") from None
@@ -147,12 +149,15 @@ def find(job: Job, runs: Path) -> tuple[str, Path | None]:
 
 def progress(job: Job, runs: Path, since: float) -> float:
     """The share of its steps that a running job has done, from the last line of its newest scalars.csv."""
-    newest = [path for path in runs.glob(f"{job.folder_prefix}*/scalars.csv") if path.stat().st_mtime >= since]
-    if not newest:
+    try:
+        newest = [path for path in runs.glob(f"{job.folder_prefix}*/scalars.csv") if path.stat().st_mtime >= since]
+        if not newest:
+            return 0.0
+        with max(newest, key=lambda path: path.stat().st_mtime).open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 4096, 0))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:  # the folder may be deleted at any moment
         return 0.0
-    with max(newest, key=lambda path: path.stat().st_mtime).open("rb") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - 4096, 0))
-        lines = file.read().decode(errors="replace").splitlines()
     for line in reversed(lines):
         step = line.split(",")[0]
         if line.count(",") == 4 and step.isdigit():
@@ -217,7 +222,11 @@ class Scheduler:
             print(line, flush=True)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
-        (self.runs / "logs").mkdir(parents=True, exist_ok=True)
+        try:
+            (self.runs / "logs").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            print(f"error: cannot write to {str(self.runs)!r}: {error.strerror}", file=sys.stderr)
+            return 2
         begin = next_report = time.time()
         next_report += self.options.report
         while self.running or (self.waiting and self.interrupted is None):
@@ -251,19 +260,24 @@ class Scheduler:
         command = [sys.executable, *job.command(self.options.runs, folder)]
         print(f"{'resume' if folder else 'start'} {job.label}", flush=True)
         share = self._share_done(job, folder)
-        with self._log_path(job).open("a") as log:
-            log.write(f"+ {' '.join(command)}\n")
-            log.flush()
-            # A session of its own: Ctrl-C reaches the scheduler alone, which passes it on once.
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**os.environ, "NPROC": "1"} if self.options.jobs > 1 else os.environ,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        try:
+            with self._log_path(job).open("a") as log:
+                log.write(f"+ {' '.join(command)}\n")
+                log.flush()
+                # A process group of its own: Ctrl-C reaches the scheduler alone, which passes it on once.
+                process = subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env={**os.environ, "NPROC": "1"} if self.options.jobs > 1 else os.environ,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            self.failures.append(f"{job.label}: cannot start: {error}")
+            print(f"failed {self.failures[-1]}", flush=True)
+            return
         self.running[job] = (process, time.time(), share)
         if self.interrupted is not None:  # the signal came between the check and here
             process.send_signal(self.interrupted)
@@ -281,7 +295,10 @@ class Scheduler:
             reason = {3: "a seed was stopped by NaN or infinity", 0: "exit status 0, but the run is not complete"}.get(
                 status, f"exit status {status}"
             )
-            last = [line for line in where.read_text(errors="replace").splitlines() if line.strip()][-1:]
+            try:
+                last = [line for line in where.read_text(errors="replace").splitlines() if line.strip()][-1:]
+            except OSError:
+                last = []
             self.failures.append(f"{job.label}: {reason}, see {where}: {' '.join(last)[:200]}")
             print(f"failed {self.failures[-1]}", flush=True)
 

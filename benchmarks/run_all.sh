@@ -68,9 +68,9 @@ diffppo_alpha0.001    | diffppo_jax.py | --alpha 0.001              | Hopper-v4 
 diffppo_alpha0.01     | diffppo_jax.py | --alpha 0.01               | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 480000
 '
 
-if [ -n "${LIST:-}" ]; then list=$(cat "$LIST"); fi
+if [ -n "${LIST:-}" ]; then list=$(cat "$LIST") || exit 2; fi
 if [ -z "${PYTHON:-}" ]; then
-  if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python; fi
+  if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
 fi
 # exec: a signal to this process reaches the scheduler.
 exec "$PYTHON" benchmarks/jobs.py --suite "${SUITE:-quick}" --list "$list" --runs "${RUNS:-runs}" \

@@ -11,6 +11,7 @@ A Gymnasium environment is stepped on the host: `GymnasiumEnv` makes one ordered
 S x N environments; row s * N + n belongs to agent s.
 """
 
+import ctypes
 import difflib
 import importlib
 import json
@@ -87,7 +88,7 @@ def make_gymnasium(env_id: str, env_kwargs: str = "{}", **more: Any) -> gym.Env:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except (ImportError, TypeError, ValueError) as error:
             raise UserError(f"cannot import {module!r} for environment {env_id!r}: {error}") from None
     if name not in gym.registry:
         near = difflib.get_close_matches(name, list(gym.registry), n=3, cutoff=0.5)
@@ -257,6 +258,14 @@ def _one_call_for_all_agents(host_function, shapes_for):
 
 
 def prefer_headless_rendering() -> None:
-    """Renders MuJoCo through EGL where there is no screen. Call before the first environment is made."""
-    if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    """Renders MuJoCo through EGL where there is no screen, and not at all where there is no EGL either.
+
+    MuJoCo loads it when it is imported: without this not even training would start. Call before the first environment
+    is made.
+    """
+    if sys.platform.startswith("linux") and not os.environ.get("DISPLAY") and "MUJOCO_GL" not in os.environ:
+        try:
+            ctypes.CDLL("libEGL.so.1")
+            os.environ["MUJOCO_GL"] = "egl"
+        except OSError:
+            os.environ["MUJOCO_GL"] = "disable"

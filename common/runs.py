@@ -21,11 +21,13 @@ import errno
 import fcntl
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
 import resource
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -224,6 +226,8 @@ class Run:
         self.seeds = args.seed + np.arange(args.num_seeds)
         self.keys = jax.vmap(jax.random.key)(jnp.asarray(self.seeds))
         self.versions = versions()
+        if args.track and importlib.util.find_spec("wandb") is None:
+            raise UserError("--track needs Weights & Biases: pip install '.[track]'")
         if args.resume is None:
             seeds = f"{args.seed}" if args.num_seeds == 1 else f"{args.seed}-{self.seeds[-1]}"
             stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -339,7 +343,7 @@ class Run:
             before = json.loads((self.folder / "versions.json").read_text())
         except (OSError, ValueError):
             return
-        changed = {k: v for k, v in self.versions.items() if before.get(k) != v and k not in ("git_dirty", "platform")}
+        changed = {k: v for k, v in self.versions.items() if before.get(k) != v and k != "platform"}
         if changed:
             listed = ", ".join(f"{name} {before.get(name)} -> {value}" for name, value in changed.items())
             self.say(f"not the versions that this run began with, so its numbers may differ: {listed}")
@@ -501,7 +505,8 @@ class Run:
                 self.folder / "summary.json",
                 {
                     "env_id": self.args.env_id,
-                    "script": self.args.exp_name,
+                    "script": self.script,
+                    "exp_name": self.args.exp_name,
                     "total_timesteps": self.args.total_timesteps,
                     "step": self.step,
                     "interrupted_by": interrupted and interrupted.name,
@@ -578,9 +583,12 @@ class Run:
         except Exception as error:
             with contextlib.suppress(Exception):
                 self.checkpoints.wait()  # the one in progress may still succeed
-            if not isinstance(error, OSError) and not self.folder.is_dir():
+            deleted = not (self.folder / "lock").is_file()
+            if deleted:
+                shutil.rmtree(self.folder, ignore_errors=True)  # what a checkpoint in progress made again
+            if deleted and not isinstance(error, OSError):
                 error = FileNotFoundError()  # other libraries have their own exceptions
-            if isinstance(error, FileNotFoundError) and not self.folder.is_dir():
+            if isinstance(error, FileNotFoundError) and deleted:
                 why, then = f"the folder {self.folder} was deleted", "nothing is left of this run"
             else:
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else envs.one_line(error)
@@ -595,7 +603,7 @@ class Run:
         per_step = getattr(self.args, "num_updates", None)
         if per_step is None:
             return 0
-        learning = max(self.args.total_timesteps - self.learning_starts, 0)
+        learning = max(self.step - self.learning_starts, 0)
         return round(-(-learning // self.args.num_envs) * per_step)
 
 
@@ -711,7 +719,8 @@ def versions() -> dict[str, Any]:
         except (OSError, subprocess.TimeoutExpired):
             return None
 
-    status = git("status", "--porcelain", "--untracked-files=no")
+    # What makes a run another one is the code: the tables that its results become do not.
+    status = git("status", "--porcelain", "--untracked-files=no", "--", "*.py", ":!tests")
     packages = ("jax", "jaxlib", "flax", "optax", "gymnasium", "mujoco", "numpy")
     return {
         "git_commit": git("rev-parse", "HEAD"),
@@ -760,8 +769,9 @@ def _lock(folder: Path) -> int:
         raise UserError(f"{str(folder)!r} is in use by {owner or 'another process'}") from None
     except OSError as error:
         raise UserError(f"cannot lock {str(folder)!r}: {error.strerror}") from None
-    os.truncate(file, 0)
-    os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+        os.truncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return file
 
 
@@ -810,10 +820,8 @@ def _without_nan(content: Any) -> Any:
 
 
 def _start_wandb(args: Any, name: str) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("--track needs Weights & Biases: pip install '.[track]'") from None
+    import wandb
+
     run = wandb.init(
         project=args.wandb_project_name,
         entity=args.wandb_entity,

@@ -18,6 +18,14 @@ from tests.scripts import ROOT, TIMEOUT, environment
 
 RUN_ALL = ROOT / "benchmarks" / "run_all.sh"
 
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch):
+    """The tests' own settings only, not those of the shell that runs them."""
+    for name in ("SUITE", "JOBS", "RUNS", "PYTHON", "STEPS", "LIST", "VMAP", "DRY_RUN"):
+        monkeypatch.delenv(name, raising=False)
+
+
 # Makes a run folder like the scripts do, in a second or so less. --behaviour: finish; fail; nan; wait:
 # for SIGTERM, and finish when resumed.
 STAND_IN = """
@@ -234,7 +242,7 @@ def test_interruption_and_a_second_call_that_finishes(tmp_path, stand_in):
     assert len(list((tmp_path / "runs").glob("Hopper-v4__a__*"))) == 2
 
 
-def test_progress_over_all_jobs(tmp_path, stand_in):
+def test_progress_over_all_jobs(tmp_path, stand_in, monkeypatch):
     """The share done of a running job is read from its scalars.csv, whose last line may be torn."""
     job = jobs.Job("a", str(stand_in), "--behaviour wait", "Hopper-v4", 1, 1, 1000)
     process = subprocess.Popen([sys.executable, *job.command(str(tmp_path / "runs"))])
@@ -253,7 +261,9 @@ def test_progress_over_all_jobs(tmp_path, stand_in):
     assert scheduler.seconds_begun == pytest.approx(0.25 * scheduler.seconds_total)
     # One of two equal jobs done in 100 s, the other half way: 50 s left.
     scheduler.seconds_begun, scheduler.seconds_total, scheduler.seconds_done = 0.0, 20.0, 15.0
-    assert "75 % of all work, 0:00:33 left" in scheduler._report(time.time() - 100.0)
+    with monkeypatch.context() as clock:
+        clock.setattr(jobs.time, "time", lambda: 1100.0)
+        assert "75 % of all work, 0:00:33 left" in scheduler._report(1000.0)
 
 
 def wait_for(condition):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from common import UserError, evaluation
+from common import UserError, envs, evaluation
 from tests import scripts
 
 SCRIPTS = sorted(path.name for path in scripts.ROOT.glob("*_jax.py"))
@@ -104,3 +104,17 @@ def test_load_agent(trained):
     np.testing.assert_array_equal(mean(obs, jax.random.key(0)), mean(obs, jax.random.key(1)))
     with pytest.raises(UserError, match="not 7"):
         evaluation.load_agent(run, seed=7)
+
+
+def test_a_video_that_cannot_be_rendered_is_one_line(trained, monkeypatch, capsys):
+    _, run = trained
+    make = envs.make_gymnasium
+
+    def no_rendering(*args, **more):
+        if "render_mode" in more:
+            raise OSError("no display")
+        return make(*args, **more)
+
+    monkeypatch.setattr(envs, "make_gymnasium", no_rendering)
+    assert evaluation.record_video(run) is None
+    assert capsys.readouterr().err == "no video: Pendulum-v1 cannot be rendered here (OSError: no display)\n"
