@@ -33,8 +33,10 @@ quick_diffppo | diffppo_jax.py | --eval-frequency 16000 | Hopper-v4 | 1 | 80000
 
 # The runs whose results are in benchmarks/results; a test compares.
 suite committed
-diffsac_jax | diffsac_jax.py |  | Hopper-v4 | 1 2 | 150000
-sac_jax | sac_jax.py |  | Hopper-v4 | 1 2 | 150000
+diffsac_jax | diffsac_jax.py |  | Hopper-v4 | 1 2 3 | 150000
+diffsac_jax | diffsac_jax.py |  | Pendulum-v1 | 1 2 3 | 20000
+sac_jax | sac_jax.py |  | Hopper-v4 | 1 2 3 | 150000
+sac_jax | sac_jax.py |  | Pendulum-v1 | 1 2 3 | 20000
 
 suite gym
 sac_jax     | sac_jax.py     | | Hopper-v4 Walker2d-v4 HalfCheetah-v4 Ant-v4 Humanoid-v4 | 1 2 3 4 5 | 1000000
