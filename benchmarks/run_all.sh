@@ -33,8 +33,10 @@ quick_diffppo | diffppo_jax.py | --eval-frequency 16000 | Hopper-v4 | 1 | 80000
 
 # The runs whose results are in benchmarks/results; a test compares.
 suite committed
+diffppo_jax | diffppo_jax.py |  | Hopper-v4 | 1 2 3 | 1000000
 diffsac_jax | diffsac_jax.py |  | Hopper-v4 | 1 2 3 | 150000
 diffsac_jax | diffsac_jax.py |  | Pendulum-v1 | 1 2 3 | 20000
+ppo_jax | ppo_jax.py |  | Hopper-v4 | 1 2 3 | 1000000
 sac_jax | sac_jax.py |  | Hopper-v4 | 1 2 3 | 150000
 sac_jax | sac_jax.py |  | Pendulum-v1 | 1 2 3 | 20000
 
