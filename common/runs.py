@@ -50,8 +50,19 @@ from tqdm import tqdm
 
 from common import UserError, checkpoints, envs, evaluation
 
-ZERO_IS_FINE = {"seed", "learning_starts", "tau", "alpha", "gamma", "target_entropy_scale", "checkpoint_frequency"}
-ZERO_IS_FINE |= {"gae_lambda", "ent_coef", "vf_coef", "kl_multiplier"}
+ZERO_IS_FINE = {
+    "seed",
+    "checkpoint_frequency",
+    "learning_starts",
+    "tau",
+    "alpha",
+    "gamma",
+    "target_entropy_scale",
+    "kl_multiplier",
+    "gae_lambda",
+    "ent_coef",
+    "vf_coef",
+}
 
 # What --resume may change: how long, and what is logged and kept. An algorithm may fix more of it by a property
 # `fixed_on_resume`, a dictionary from field to reason.

@@ -1,7 +1,5 @@
 """DiffWPO's actor loss: the identities that tie it to DiffSAC's and to Wasserstein policy optimisation (2505.00663)."""
 
-import re
-import subprocess
 from functools import partial
 from types import SimpleNamespace
 
@@ -14,17 +12,13 @@ import diffsac_jax
 import diffwpo_jax
 from common import diffusion, replay
 from common.distributions import gaussian_log_prob
-from tests import scripts
 
 B, O, A = 16, 3, 2
 ENV = SimpleNamespace(observation_size=O, action_size=A)
 SETTINGS = {"hidden_dim": 8, "num_denoising_steps": 4, "prior_std": 1.3, "alpha": 0.7}
 
 
-# These functions run a few times each: XLA's optimisations would cost more than they save.
-jit = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture
@@ -75,7 +69,7 @@ def make_problem(module, **settings):
     return args, make_agent(module, args), jax.random.key(6), make_batch(), chain
 
 
-@partial(jit, static_argnums=(0, 2))
+@partial(jax.jit, static_argnums=(0, 2))
 def _gradient(actor_loss, params, args, *rest):
     return jax.grad(lambda p: actor_loss(p, args, *rest)[0])(params)
 
@@ -139,8 +133,8 @@ def test_identity_7a_gradient_of_the_squared_velocity(x64, prediction):
         g += (k == 1)[:, None] * 2 * jnp.tanh(x)
         return jnp.mean(weight * ((tau * g - value_gradient(agent, batch, k, x)) ** 2).sum(-1) / (2 * tau))
 
-    left = add(gradient(diffwpo_jax, *problem), jit(jax.grad(log_pi_term))(agent.actor_params))
-    assert_equal(left, jit(jax.grad(squared_velocity))(agent.actor_params))
+    left = add(gradient(diffwpo_jax, *problem), jax.jit(jax.grad(log_pi_term))(agent.actor_params))
+    assert_equal(left, jax.jit(jax.grad(squared_velocity))(agent.actor_params))
 
 
 @pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
@@ -153,7 +147,7 @@ def test_identity_7b_the_reparameterised_gradient(x64, prediction):
         _, _, x, mean, std, _ = kernel(params, *problem)
         return jnp.mean((1.0 - batch.terminated) * args.alpha * gaussian_log_prob(x, mean, std))
 
-    left = add(gradient(diffwpo_jax, *problem), jit(jax.grad(score))(agent.actor_params))
+    left = add(gradient(diffwpo_jax, *problem), jax.jit(jax.grad(score))(agent.actor_params))
     assert_equal(left, gradient(diffsac_jax, *make_problem(diffsac_jax, prediction=prediction)))
 
 
@@ -175,7 +169,7 @@ def test_one_step_is_vanilla_wpo(x64):
     agent = agent.replace(log_alpha=jnp.float64(-jnp.inf))
     problem = (args, agent, key, batch, chain.replace(latents=jnp.zeros_like(chain.latents)))
 
-    @jit
+    @jax.jit
     def by_hand(params):
         (mean, std), pull_back = jax.vjp(lambda params: kernel(params, *problem)[3:5], params)
         k, _, x, *_ = kernel(params, *problem)
@@ -198,8 +192,8 @@ def test_identity_8_nothing_leaks_through_the_latent(x64):
     def loss(params):
         return diffwpo_jax.actor_loss(params, args, agent, key, batch, chain(params))[0]
 
-    expected = gradient(diffwpo_jax, args, agent, key, batch, jit(chain)(agent.actor_params))
-    assert_equal(jit(jax.grad(loss))(agent.actor_params), expected)
+    expected = gradient(diffwpo_jax, args, agent, key, batch, jax.jit(chain)(agent.actor_params))
+    assert_equal(jax.jit(jax.grad(loss))(agent.actor_params), expected)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -231,7 +225,9 @@ def test_identity_9_gradient_of_the_noise_levels(x64, monkeypatch, k):
     monkeypatch.setattr(jax.random, "normal", lambda key, shape: jnp.asarray(nodes)[:, None])
     monkeypatch.setattr(jax.random, "randint", lambda key, shape, low, high: jnp.full(shape, k))
     params = agent.actor_params
-    grad = jit(jax.grad(lambda p: diffwpo_jax.actor_loss(p, args, agent, jax.random.key(0), batch, chain)[0]))(params)
+    grad = jax.jit(jax.grad(lambda p: diffwpo_jax.actor_loss(p, args, agent, jax.random.key(0), batch, chain)[0]))(
+        params
+    )
 
     def objective(logits):
         beta = 1 / (1 + np.exp(-logits[:, 0]))
@@ -268,12 +264,12 @@ def test_trust_region_is_the_kl_of_the_target_to_the_actor(x64):
         terms = (jnp.log(std / target_std) + (target_std**2 + (target_mean - mean) ** 2) / (2 * std**2) - 0.5).sum(-1)
         return 4 * jnp.mean((1.0 - batch.terminated) * terms)
 
-    _, metrics = jit(diffwpo_jax.actor_loss, static_argnums=1)(agent.actor_params, args, agent, *rest)
+    _, metrics = jax.jit(diffwpo_jax.actor_loss, static_argnums=1)(agent.actor_params, args, agent, *rest)
     np.testing.assert_allclose(metrics["diffusion/kl"], kl(agent.actor_params), rtol=1e-10)
     difference = jax.tree.map(
         jnp.subtract, gradient(diffwpo_jax, args, agent, *rest), gradient(diffwpo_jax, args, off, *rest)
     )
-    expected = jax.tree.map(lambda g: jnp.exp(agent.log_kl_multiplier) * g, jit(jax.grad(kl))(agent.actor_params))
+    expected = jax.tree.map(lambda g: jnp.exp(agent.log_kl_multiplier) * g, jax.jit(jax.grad(kl))(agent.actor_params))
     assert_equal(difference, expected, 1e-9)
 
 
@@ -283,13 +279,13 @@ def test_update_compiles_once_and_moves_everything():
     Identity 12: with JAX's check on, no key is used twice.
     """
     args = diffwpo_jax.Args(hidden_dim=8, num_denoising_steps=3, tau=0.25, kl_bound=1e6)
-    agent = jit(partial(diffwpo_jax.init_agent, args, ENV))(jax.random.key(0))
+    agent = jax.jit(partial(diffwpo_jax.init_agent, args, ENV))(jax.random.key(0))
     batch = make_batch(np.float32)
-    update = jit(diffwpo_jax.update, static_argnames="args")
+    update = jax.jit(diffwpo_jax.update, static_argnames="args")
     with jax.debug_key_reuse(True):
         first, _ = update(args, agent, jax.random.key(1), batch)
         second, metrics = update(args, first, jax.random.key(2), batch)
-        jit(diffwpo_jax.entropy, static_argnums=0)(args, agent, jax.random.key(3), batch.obs)
+        jax.jit(diffwpo_jax.entropy, static_argnums=0)(args, agent, jax.random.key(3), batch.obs)
     assert update._cache_size() == 1
     assert all(np.isfinite(x).all() for x in metrics.values())
     # The last layer starts at zero: what lies before it gets a gradient from the second update on.
@@ -303,14 +299,6 @@ def test_update_compiles_once_and_moves_everything():
     assert second.log_kl_multiplier < first.log_kl_multiplier < agent.log_kl_multiplier  # far below the bound
     tight = diffwpo_jax.Args(hidden_dim=8, num_denoising_steps=3, tau=0.25, kl_bound=1e-9)
     second = second.replace(kl_opt_state=agent.kl_opt_state)
-    third, metrics = jit(diffwpo_jax.update, static_argnames="args")(tight, second, jax.random.key(3), batch)
+    third, metrics = jax.jit(diffwpo_jax.update, static_argnames="args")(tight, second, jax.random.key(3), batch)
     assert metrics["diffusion/kl"] > 1e-9
     assert third.log_kl_multiplier > second.log_kl_multiplier
-
-
-def test_the_diff_against_diffsac_stays_small():
-    done = subprocess.run(
-        ["diff", "diffsac_jax.py", "diffwpo_jax.py"], cwd=scripts.ROOT, capture_output=True, text=True
-    )
-    changed = re.findall(r"^[<>]", done.stdout, re.MULTILINE)
-    assert 0 < len(changed) <= 80
