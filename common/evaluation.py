@@ -229,9 +229,12 @@ def evaluate_run(init_agent, sample_action, deterministic_action, run, args, ove
 def record_video(run: str | Path, seed: int | None = None) -> Path | None:
     """Records one episode of the deterministic policy as RUN/videos/*.mp4.
 
-    Where it cannot be rendered, says so in one line and returns None.
+    Where it cannot be rendered or encoded, says so in one line and returns None.
     """
     args, _ = read_run(run)
+    if importlib.util.find_spec("moviepy") is None:
+        print("no video: it needs moviepy: pip install '.[video]'", file=sys.stderr)
+        return None
     act = load_agent(run, seed, deterministic=True)
     folder = Path(run) / "videos"
     try:

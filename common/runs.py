@@ -833,13 +833,16 @@ def _without_nan(content: Any) -> Any:
 def _start_wandb(args: Any, name: str) -> Any:
     import wandb
 
-    run = wandb.init(
-        project=args.wandb_project_name,
-        entity=args.wandb_entity,
-        name=name,
-        id=hashlib.sha256(name.encode()).hexdigest()[:16],
-        resume="allow",
-        config=dataclasses.asdict(args),
-    )
+    try:
+        run = wandb.init(
+            project=args.wandb_project_name,
+            entity=args.wandb_entity,
+            name=name,
+            id=hashlib.sha256(name.encode()).hexdigest()[:16],
+            resume="allow",
+            config=dataclasses.asdict(args),
+        )
+    except Exception as error:  # no login, no network, ..
+        raise UserError(f"--track: {envs.one_line(error)} (WANDB_MODE=offline needs no login)") from error
     run.define_metric("*", step_metric="global_step")
     return run

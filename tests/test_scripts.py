@@ -1,5 +1,7 @@
 """SAC and DiffSAC as commands: train, evaluate, save, reload; the same seed gives the same numbers."""
 
+import csv
+import importlib.util
 import json
 
 import jax
@@ -118,3 +120,48 @@ def test_a_video_that_cannot_be_rendered_is_one_line(trained, monkeypatch, capsy
     monkeypatch.setattr(envs, "make_gymnasium", no_rendering)
     assert evaluation.record_video(run) is None
     assert capsys.readouterr().err == "no video: Pendulum-v1 cannot be rendered here (OSError: no display)\n"
+
+
+def test_a_video_without_moviepy_is_one_line(trained, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "moviepy" else find(name))
+    assert evaluation.record_video(trained[1]) is None
+    assert capsys.readouterr().err == "no video: it needs moviepy: pip install '.[video]'\n"
+
+
+WANDB = """
+import json, os
+def init(**settings):
+    if "LOGIN" not in os.environ:
+        raise RuntimeError("No API key configured.\\nUse `wandb login`.")
+    return Run(settings)
+class Run:
+    def __init__(self, settings):
+        self.file = open(os.environ["LOGIN"], "w")
+        self.file.write(json.dumps(settings) + "\\n")
+    def define_metric(self, name, step_metric): pass
+    def log(self, values):
+        self.file.write(json.dumps(values) + "\\n")
+"""
+
+
+def test_track_mirrors_every_scalar(tmp_path):
+    """A stand-in for the wandb package writes down what it is given."""
+    (tmp_path / "wandb.py").write_text(WANDB)
+    settings = {**settings_of("sac_jax.py"), "track": True, "num-seeds": 2, "runs-folder": tmp_path / "runs"}
+    more = {"PYTHONPATH": f"{tmp_path}", "LOGIN": f"{tmp_path / 'log'}"}
+    scripts.run("sac_jax.py", settings, **more)
+    (run,) = (tmp_path / "runs").iterdir()
+    start, *logged = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert start["name"] == run.name and start["config"]["seed"] == 1 and start["project"] == "diffusion-maxent-rl"
+    with (run / "scalars.csv").open() as file:
+        rows = [
+            (int(row["global_step"]), f"seed_{row['seed']}/{row['tag']}", row["value"]) for row in csv.DictReader(file)
+        ]
+    assert len(rows) > 20
+    assert [(x.pop("global_step"), *((tag, repr(value)) for tag, value in x.items())) for x in logged] == [
+        (step, (tag, value)) for step, tag, value in rows
+    ]
+    del more["LOGIN"]
+    done = scripts.run("sac_jax.py", settings, status=2, **more)
+    assert done.stderr.splitlines()[-1].startswith("error: --track: RuntimeError: No API key configured. Use")
