@@ -28,6 +28,8 @@ import tyro
 import diffsac_jax
 import diffwpo_jax
 import sac_jax
+from benchmarks.plot import bandit_table
+from benchmarks.speed import facts
 from common import replay
 from common.distributions import gaussian_log_prob
 
@@ -218,25 +220,6 @@ def measure(bandit: Bandit, x: np.ndarray, log_weight: np.ndarray) -> dict[str, 
 # ------------------------------------------------------------------------------------------------------------ results
 
 
-COLUMNS = ("elbo_gap", "log_z_error", "ess", "worst_region", "grid_kl")
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown, with the best of each bandit's column in bold."""
-    lines = ["| bandit | algorithm | K | ELBO gap | log Z error | ESS | worst region | KL on the grid |"]
-    lines.append("|---" * 8 + "|")
-    for row in rows:
-        peers = [r for r in rows if r["bandit"] == row["bandit"]]
-        cells = []
-        for column in COLUMNS:
-            text = [f"{float(r[column]):.3f}" for r in peers]
-            best = max(text, key=float) if column in ("ess", "worst_region") else min(text, key=float)
-            value = f"{float(row[column]):.3f}"
-            cells.append(f"**{value}**" if value == best else value)
-        lines.append(f"| {row['bandit']} | {row['algorithm']} | {row['K']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def picture(path: Path, samples: dict[str, dict[str, np.ndarray]]) -> None:
     """Density (left) beside samples, one row per bandit. `samples`: by label, by bandit, x `[n, A]`."""
     import matplotlib
@@ -301,7 +284,7 @@ class Settings:
 
 def main(settings: Settings) -> list[dict[str, Any]]:
     """Trains, measures and writes all that `settings` asks for. Returns the rows of the CSV."""
-    rows, samples = [], {}
+    rows, samples, here = [], {}, facts()
     jobs = [("sac", 0)] * ("sac" in settings.algorithms)
     jobs += [(name, k) for k in settings.steps for name in settings.algorithms if name != "sac"]
     for name, num_steps in jobs:
@@ -315,7 +298,7 @@ def main(settings: Settings) -> list[dict[str, Any]]:
             for bandit, x, log_weight in zip(bandits, *drawn, strict=True):
                 shown[bandit.name] = x
                 row = {"bandit": bandit.name, "algorithm": name, "K": num_steps or "", "updates": settings.updates}
-                rows.append(row | {"seed": settings.seed} | measure(bandit, x, log_weight))
+                rows.append(row | {"seed": settings.seed} | measure(bandit, x, log_weight) | here)
         print(f"{name} K = {num_steps or '-'}: {time.time() - begin:.0f} s", flush=True)
         rows.sort(key=lambda r: ([b.name for b in BANDITS].index(r["bandit"]), list(ALGORITHMS).index(r["algorithm"])))
         settings.results.parent.mkdir(parents=True, exist_ok=True)
@@ -325,7 +308,7 @@ def main(settings: Settings) -> list[dict[str, Any]]:
             writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
         labels = {name: name if name == "sac" else f"{name}, K = {settings.steps[0]}" for name in samples}
         picture(settings.figure, {labels[name]: samples[name] for name in samples})
-    print(table(rows))
+    print(bandit_table(settings.results))
     return rows
 
 

@@ -474,12 +474,85 @@ def runs_table(results: Results) -> str:
 
 def speed_table(path: Path) -> str:
     """The rows that `speed.py --save` measured."""
-    if not path.exists():
-        return ""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(path)
     cells = [[row["quantity"], row["value"], row["how"], row["device"], row["commit"][:7]] for row in rows]
     return markdown(["Quantity", "Value", "Measured", "device", "commit"], cells) if rows else ""
+
+
+BANDIT_ALGORITHMS = {
+    "sac": "SAC",
+    "diffsac": "DiffSAC",
+    "diffsac_chain": "DiffSAC `--backprop-through-chain`",
+    "diffwpo": "DiffWPO",
+}
+BANDIT_COLUMNS = ("elbo_gap", "log_z_error", "ess", "worst_region", "grid_kl")
+
+
+def bandit_table(path: Path) -> str:
+    """What bandit.py measured, the best of each bandit's column in bold; commit and versions below."""
+    rows = read_rows(path)
+    cells = []
+    for row in rows:
+        peers = [other for other in rows if other["bandit"] == row["bandit"]]
+        values = []
+        for column in BANDIT_COLUMNS:
+            text = [f"{float(peer[column]):.3f}" for peer in peers]
+            best = max(text, key=float) if column in ("ess", "worst_region") else min(text, key=float)
+            value = f"{float(row[column]):.3f}"
+            values.append(f"**{value}**" if value == best else value)
+        cells.append([row["bandit"], BANDIT_ALGORITHMS[row["algorithm"]], row["K"] or "-", *values])
+    header = ["bandit", "algorithm", "K", "ELBO gap", "log Z error", "ESS", "worst region", "KL on the grid"]
+    return f"{markdown(header, cells)}\n\n{measured_by(rows)}" if rows else ""
+
+
+def measured_by(rows: list[dict]) -> str:
+    """Updates, seeds, commit, device and versions of rows that bandit.py measured."""
+    updates, seeds, commits, devices, versions = (
+        ", ".join(sorted({row[column] for row in rows}))
+        for column in ("updates", "seed", "commit", "device", "versions")
+    )
+    commits = ", ".join(commit[:7] + commit[40:] for commit in commits.split(", "))
+    return f"{updates} updates, seed {seeds}; commit {commits}; {devices}; {versions}."
+
+
+def turning_table(path: Path) -> str:
+    """Per run and seed the extremes over the headings of what turning.py measured."""
+
+    def algorithms_first(item):
+        script, *others = item[0]
+        return (list(ALGORITHMS).index(script), *others)
+
+    by_seed: dict[tuple, list[dict]] = {}
+    for row in read_rows(path):
+        by_seed.setdefault((row["script"], row["exp_name"], row["arguments"], int(row["seed"])), []).append(row)
+    cells = []
+    for (script, _, flags, seed), rows in sorted(by_seed.items(), key=algorithms_first):
+        left, middle, right = (np.array([float(row[name]) for row in rows]) for name in ("left", "middle", "right"))
+        with np.errstate(invalid="ignore"):  # without any side, no share of it
+            larger = np.maximum(left, right) / (left + right)
+        cells.append(
+            [
+                ALGORITHMS[script].label,
+                f"`{flags}`",
+                thousands(int(rows[0]["global_step"])),
+                str(seed),
+                f"{float(rows[0]['return']):.1f}",
+                f"{min(left.min(), right.min()):.2f}",
+                f"{middle.max():.2f}",
+                f"{int(np.sum(larger >= 0.95))} of {len(rows)}",
+                " ".join(sorted({row["commit"][:7] for row in rows})),
+            ]
+        )
+    header = ["Algorithm", "arguments", "steps", "seed", "return", "smallest side", "largest middle"]
+    return markdown([*header, "one-sided headings", "commit"], cells) if cells else ""
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a CSV file, none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 TABLES: dict[str, Callable[[Results, Path], str]] = {
@@ -494,6 +567,8 @@ TABLES: dict[str, Callable[[Results, Path], str]] = {
     "cost": lambda results, folder: cost_table(results),
     "runs": lambda results, folder: runs_table(results),
     "speed": lambda results, folder: speed_table(folder / "speed.csv"),
+    "bandit": lambda results, folder: bandit_table(folder / "bandit.csv"),
+    "turning": lambda results, folder: turning_table(folder / "turning.csv"),
 }
 MARKERS = re.compile(
     r"(?P<begin><!-- (?:table (?P<table>[a-z-]+)|figure (?P<figure>\w+): (?P<caption>.*?)) -->\n).*?<!-- end -->",

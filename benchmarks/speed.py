@@ -375,8 +375,8 @@ ROWS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
 # --------------------------------------------------------------------------------------------------------------- main
 
 
-def facts(threads: int) -> dict[str, str]:
-    """Commit, device and versions of this measurement."""
+def facts(threads: int | None = None) -> dict[str, str]:
+    """Commit, device and versions of a measurement. `threads`: those that JAX was told to use, if it was."""
 
     def git(*words: str) -> str:
         try:
@@ -399,7 +399,7 @@ def facts(threads: int) -> dict[str, str]:
     )
     return {
         "commit": commit,
-        "device": f"{model}, {threads} thread{'s' if threads > 1 else ''}",
+        "device": model if threads is None else f"{model}, {threads} thread{'s' if threads > 1 else ''}",
         "versions": f"python {platform.python_version()}, {versions}",
     }
 

@@ -1,6 +1,7 @@
 """The turning agent: an environment whose optimal policy has two equal modes at every observation (arXiv 2512.02019).
 
     python diffsac_jax.py --env-id benchmarks.turning:TurningAgent-v0 --no-autotune --alpha 0.05 --gamma 0.9
+    python -m benchmarks.turning runs/..      # shares of left, middle and right of finished runs -> turning.csv
 
 The heading is a multiple of 45 degrees, uniform at the reset, observed as the unit vector (cos, sin). The action a in
 [-1, 1] turns by 90 a degrees: with w = a^2 the reward is
@@ -15,6 +16,12 @@ and right equally often at every heading. The return does not tell a policy that
 `evaluation_report` counts the sides.
 """
 
+import argparse
+import csv
+import dataclasses
+import sys
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -71,4 +78,76 @@ class TurningAgent(gym.Env):
         return report
 
 
-gym.register("TurningAgent-v0", entry_point="benchmarks.turning:TurningAgent", max_episode_steps=100)
+if "TurningAgent-v0" not in gym.registry:  # `python -m` imports this file under two names
+    gym.register("TurningAgent-v0", entry_point="benchmarks.turning:TurningAgent", max_episode_steps=100)
+
+
+# ------------------------------------------------------------------------------------------------------------ results
+
+
+def measure(run: Path, episodes: int) -> list[dict[str, Any]]:
+    """One row per seed and heading of a finished run: shares of the stochastic policy's actions.
+
+    return is the mean over the episodes, the same in all rows of a seed. Raises UserError (no run), ExportError (a run
+    that is unfinished or cannot be traced to a commit).
+    """
+    from benchmarks import export
+    from common import evaluation
+
+    source = {row["seed"]: row for row in export.read_run(run)}  # the last row of each seed
+    args, module = evaluation.read_run(run)
+    args = dataclasses.replace(args, eval_episodes=episodes)
+    evaluator = evaluation.Evaluator(args, module.sample_action, module.deterministic_action)
+    agents = evaluation.read_agents(run, args, partial(module.init_agent, args, evaluator.env))
+    result = evaluator(agents, args.total_timesteps)["stochastic"]
+    rows = []
+    for agent, seed in enumerate(evaluator.seeds):
+        run_of = {name: source[str(seed)][name] for name in SOURCE}
+        found = {"return": float(result["return"][agent].mean()), "episodes": episodes}
+        for heading, shares in result["report"][agent].items():
+            rows.append(run_of | found | {"heading": int(heading.split("_")[1])} | shares)
+    return rows
+
+
+SOURCE = ("script", "exp_name", "seed", "global_step", "arguments", "commit", "python", "jax", "gymnasium", "device")
+
+
+def main() -> int:
+    """Measures the runs named on the command line; replaces the rows of the same exp_name and seed."""
+    from benchmarks.export import ExportError
+    from common import UserError
+
+    parser = argparse.ArgumentParser(description="Shares of left, middle and right of runs on the turning agent.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    parser.add_argument("--episodes", type=int, default=100, help="episodes per seed")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "turning.csv", help="the CSV")
+    arguments = parser.parse_args()
+    try:
+        measured = [row for run in arguments.runs for row in measure(run, arguments.episodes)]
+    except (UserError, ExportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    rows = []
+    if arguments.results.exists():
+        with arguments.results.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    new = {(row["exp_name"], row["seed"]) for row in measured}
+    rows = [row for row in rows if (row["exp_name"], row["seed"]) not in new]
+    rows += [{name: f"{x:.4f}" if isinstance(x, float) else str(x) for name, x in row.items()} for row in measured]
+    rows.sort(key=lambda row: (row["exp_name"], int(row["seed"]), int(row["heading"])))
+    with arguments.results.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    for exp_name, seed in sorted(new):
+        of = [row for row in rows if (row["exp_name"], row["seed"]) == (exp_name, seed)]
+        side = min(min(float(row["left"]), float(row["right"])) for row in of)
+        middle = max(float(row["middle"]) for row in of)
+        print(
+            f"{exp_name} seed {seed}: return {of[0]['return']}, smallest side {side:.3f}, largest middle {middle:.3f}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,8 @@
 """What the return does not show: the turning agent, the bandits with known densities, and the entropy meter."""
 
 import csv
+import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ import pytest
 
 import diffsac_jax
 import sac_jax
-from benchmarks import bandit, turning
+from benchmarks import bandit, plot, turning
 from common import diffusion, evaluation
 from common.distributions import tanh_log_det
 from tests import scripts
@@ -90,6 +92,31 @@ def test_evaluate_prints_the_shares_per_heading(turning_run):
     lines = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("heading_")]
     assert [line[0] for line in lines] == [f"heading_{h:03d}" for h in range(0, 360, 45)] * 2
     assert all(line[1::2] == ["left", "middle", "right"] for line in lines)
+
+
+def test_turning_results_and_their_table(turning_run, tmp_path):
+    run, results = tmp_path / "run", tmp_path / "turning.csv"
+    shutil.copytree(turning_run, run)
+    versions = json.loads((run / "versions.json").read_text())
+    (run / "versions.json").write_text(json.dumps(versions | {"git_commit": "c" * 40, "git_dirty": False}))
+    command = [sys.executable, "-m", "benchmarks.turning", run, "--episodes", "16", "--results", results]
+    for _ in range(2):  # the second measurement replaces the first
+        done = subprocess.run(command, cwd=scripts.ROOT, env=scripts.environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    with results.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["seed"], row["heading"]) for row in rows] == [(s, str(h)) for s in "12" for h in range(0, 360, 45)]
+    assert all(
+        sum(float(row[side]) for side in ("left", "middle", "right")) == pytest.approx(1, abs=2e-4) for row in rows
+    )
+    line = plot.turning_table(results).splitlines()[2]
+    assert line.startswith("| DiffWPO | `--total-timesteps 200 ") and "| ccccccc |" in line
+    of_seed = [row for row in rows if row["seed"] == "1"]
+    side = min(float(row[side]) for row in of_seed for side in ("left", "right"))
+    assert f"| {side:.2f} | {max(float(row['middle']) for row in of_seed):.2f} |" in line
+    (run / "summary.json").unlink()
+    done = subprocess.run(command, cwd=scripts.ROOT, env=scripts.environment(), capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
 
 
 # ------------------------------------------------------------------------------------------------------ entropy meter
@@ -220,6 +247,6 @@ def test_bandit_benchmark_end_to_end(tmp_path):
     algorithms = ("sac", ""), ("diffwpo", "1")
     names = [(name, *algorithm) for name in ("two", "four", "ring", "ridge") for algorithm in algorithms]
     assert [(row["bandit"], row["algorithm"], row["K"]) for row in rows] == names
-    assert all(np.isfinite(float(row[column])) for row in rows for column in bandit.COLUMNS)
+    assert all(np.isfinite(float(row[column])) for row in rows for column in plot.BANDIT_COLUMNS)
     assert (tmp_path / "b.png").stat().st_size > 5000
     assert done.stdout.count("| four |") == 2
