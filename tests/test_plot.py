@@ -49,6 +49,17 @@ def checkout(tmp_path_factory):
     (folder / "speed.csv").write_text(
         "quantity,value,how,commit,device,versions\nDiffSAC update / SAC update,1.8,rows,0123456789,cpu,jax 0.10.2\n"
     )
+    columns = "bandit,algorithm,K,updates,seed,elbo_gap,log_z_error,ess,worst_region,grid_kl,commit,device,versions\n"
+    (folder / "bandit.csv").write_text(
+        f"{columns}four,sac,,60,1,1.4,0.3,0.2,0.0,1.3,{'0' * 40},cpu,jax 1\n"
+        f"four,diffsac,8,60,1,0.5,0.0,0.4,0.9,0.2,{'0' * 40},cpu,jax 1\ntwo,sac,,60,1,0.4,0.1,0.9,0.0,0.3,{'0' * 40},cpu,jax 1\n"
+    )
+    columns = "script,exp_name,seed,global_step,arguments,commit,return,heading,left,middle,right\n"
+    (folder / "turning.csv").write_text(
+        f"{columns}sac_jax,s,1,30000,--gamma 0.9,0123456789,99.5,0,0.97,0.0,0.03\n"
+        "sac_jax,s,1,30000,--gamma 0.9,0123456789,99.5,45,0.1,0.8,0.1\n"
+        "diffsac_jax,d,2,30000,--gamma 0.9,0123456789,97.0,0,0.45,0.1,0.45\n"
+    )
     (folder / "README.md").write_text("<!-- figure aggregate: A caption -->\n<!-- end -->\n")
     (root / "README.md").write_text(
         "Top\n" + "".join(f"<!-- table {n} -->\n<!-- end -->\n" for n in plot.TABLES) + "End\n"
@@ -129,6 +140,18 @@ def test_tables_by_hand(checkout):
     assert lines[0] == "Hopper-v4, 90k steps."
     assert lines[-1] == "| 8 | 1 2 3 | 324 ± 2.0 | 162 ± 1.0 | 200 | diffsac_jax |"
     assert [line.split(" | ")[0] for line in lines[4:]] == ["| 1", "| 4", "| 8"]
+
+
+def test_multimodality_tables_by_hand(checkout):
+    lines = plot.bandit_table(checkout / "benchmarks" / "bandit.csv").splitlines()
+    assert lines[2] == "| four | SAC | - | 1.400 | 0.300 | 0.200 | 0.000 | 1.300 |"
+    assert lines[3] == "| four | DiffSAC | 8 | **0.500** | **0.000** | **0.400** | **0.900** | **0.200** |"
+    assert lines[-1] == "60 updates, seed 1; commit 0000000; cpu; jax 1."
+    lines = plot.turning_table(checkout / "benchmarks" / "turning.csv").splitlines()
+    assert lines[2:] == [
+        "| SAC | `--gamma 0.9` | 30k | 1 | 99.5 | 0.03 | 0.80 | 1 of 2 | 0123456 |",
+        "| DiffSAC | `--gamma 0.9` | 30k | 2 | 97.0 | 0.45 | 0.10 | 0 of 1 | 0123456 |",
+    ]
 
 
 def test_pages_and_images(checkout, monkeypatch, capsys):
