@@ -52,7 +52,8 @@ def checkout(tmp_path_factory):
     columns = "bandit,algorithm,K,updates,seed,elbo_gap,log_z_error,ess,worst_region,grid_kl,commit,device,versions\n"
     (folder / "bandit.csv").write_text(
         f"{columns}four,sac,,60,1,1.4,0.3,0.2,0.0,1.3,{'0' * 40},cpu,jax 1\n"
-        f"four,diffsac,8,60,1,0.5,0.0,0.4,0.9,0.2,{'0' * 40},cpu,jax 1\ntwo,sac,,60,1,0.4,0.1,0.9,0.0,0.3,{'0' * 40},cpu,jax 1\n"
+        f"four,diffsac,8,60,1,0.5,0.0,0.4,0.9,0.2,{'0' * 40},cpu,jax 1\n"
+        f"two,sac,,60,1,0.4,0.1,0.9,0.0,0.3,{'0' * 40},cpu,jax 1\n"
     )
     columns = "script,exp_name,seed,global_step,arguments,commit,return,heading,left,middle,right\n"
     (folder / "turning.csv").write_text(
