@@ -8,7 +8,7 @@
 # Finished runs are skipped, interrupted ones are resumed: after an interruption call it again. A run that fails does
 # not stop the others; failures are listed at the end, and the exit status is then 1.
 #
-#   SUITE=quick      quick, committed, gym or full, as listed below
+#   SUITE=quick      quick, committed, turning, gym or full, as listed below
 #   JOBS=1           runs side by side, one thread each (NPROC=1). On a GPU all seeds of a line are one process.
 #   RUNS=runs        folder of the run folders; what a run prints goes to $RUNS/logs
 #   PYTHON=python    the interpreter; default: the .venv of this checkout if there is one
@@ -40,6 +40,15 @@ ppo_jax | ppo_jax.py |  | Hopper-v4 | 1 2 3 | 1000000
 sac_jax | sac_jax.py |  | Hopper-v4 | 1 2 3 | 150000
 sac_jax | sac_jax.py |  | Pendulum-v1 | 1 2 3 | 20000
 
+# Multimodality: afterwards python -m benchmarks.turning runs/*Turning*
+suite turning
+sac_jax     | sac_jax.py     | --no-autotune --alpha 0.05 --gamma 0.9 --eval-frequency 5000 | benchmarks.turning:TurningAgent-v0 | 1 2 3 | 30000
+diffsac_jax | diffsac_jax.py | --no-autotune --alpha 0.05 --gamma 0.9 --eval-frequency 5000 | benchmarks.turning:TurningAgent-v0 | 1 2 3 | 30000
+diffwpo_jax | diffwpo_jax.py | --no-autotune --alpha 0.05 --gamma 0.9 --eval-frequency 5000 | benchmarks.turning:TurningAgent-v0 | 1 2 3 | 30000
+ppo_jax     | ppo_jax.py     | --gamma 0.9 --eval-frequency 80000                   | benchmarks.turning:TurningAgent-v0 | 1 2 3 | 400000
+ppo_entropy | ppo_jax.py     | --gamma 0.9 --eval-frequency 80000 --ent-coef 0.0286 | benchmarks.turning:TurningAgent-v0 | 1 2 3 | 400000
+diffppo_jax | diffppo_jax.py | --gamma 0.9 --eval-frequency 80000 --alpha 0.0286    | benchmarks.turning:TurningAgent-v0 | 1 2 3 | 400000
+
 suite gym
 sac_jax     | sac_jax.py     | | Hopper-v4 Walker2d-v4 HalfCheetah-v4 Ant-v4 Humanoid-v4 | 1 2 3 4 5 | 1000000
 diffsac_jax | diffsac_jax.py | | Hopper-v4 Walker2d-v4 HalfCheetah-v4 Ant-v4 Humanoid-v4 | 1 2 3 4 5 | 1000000
@@ -49,6 +58,7 @@ diffppo_jax | diffppo_jax.py | | Hopper-v4 Walker2d-v4 HalfCheetah-v4 Ant-v4 Hum
 
 suite full
 + gym
++ turning
 # PPO with the exploration that the diffusion policies start from
 ppo_std0.5  | ppo_jax.py     | --initial-std 0.5        | Hopper-v4 Walker2d-v4 HalfCheetah-v4 | 1 2 3 4 5 | 1000000
 # number of denoising steps
