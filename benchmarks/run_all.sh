@@ -33,21 +33,12 @@ quick_diffppo | diffppo_jax.py | --eval-frequency 16000 | Hopper-v4 | 1 | 80000
 
 # The runs whose results are in benchmarks/results; a test compares.
 suite committed
-diffppo_jax | diffppo_jax.py |  | Hopper-v4 | 1 2 3 | 1000000
+diffppo_jax | diffppo_jax.py |  | HalfCheetah-v4 Hopper-v4 Walker2d-v4 | 1 2 3 | 1000000
 diffsac_jax | diffsac_jax.py |  | Hopper-v4 | 1 2 3 | 150000
 diffsac_jax | diffsac_jax.py |  | Pendulum-v1 | 1 2 3 | 20000
-ppo_jax | ppo_jax.py |  | Hopper-v4 | 1 2 3 | 1000000
+ppo_jax | ppo_jax.py |  | HalfCheetah-v4 Hopper-v4 Walker2d-v4 | 1 2 3 | 1000000
 sac_jax | sac_jax.py |  | Hopper-v4 | 1 2 3 | 150000
 sac_jax | sac_jax.py |  | Pendulum-v1 | 1 2 3 | 20000
-
-# Multimodality: afterwards python -m benchmarks.turning runs/*Turning*
-suite turning
-sac_jax     | sac_jax.py     | --no-autotune --alpha 0.05 --gamma 0.9 --eval-frequency 5000 | benchmarks.turning:TurningAgent-v0 | 1 2 3 | 30000
-diffsac_jax | diffsac_jax.py | --no-autotune --alpha 0.05 --gamma 0.9 --eval-frequency 5000 | benchmarks.turning:TurningAgent-v0 | 1 2 3 | 30000
-diffwpo_jax | diffwpo_jax.py | --no-autotune --alpha 0.05 --gamma 0.9 --eval-frequency 5000 | benchmarks.turning:TurningAgent-v0 | 1 2 3 | 30000
-ppo_jax     | ppo_jax.py     | --gamma 0.9 --eval-frequency 80000                   | benchmarks.turning:TurningAgent-v0 | 1 2 3 | 400000
-ppo_entropy | ppo_jax.py     | --gamma 0.9 --eval-frequency 80000 --ent-coef 0.0286 | benchmarks.turning:TurningAgent-v0 | 1 2 3 | 400000
-diffppo_jax | diffppo_jax.py | --gamma 0.9 --eval-frequency 80000 --alpha 0.0286    | benchmarks.turning:TurningAgent-v0 | 1 2 3 | 400000
 
 suite gym
 sac_jax     | sac_jax.py     | | Hopper-v4 Walker2d-v4 HalfCheetah-v4 Ant-v4 Humanoid-v4 | 1 2 3 4 5 | 1000000
