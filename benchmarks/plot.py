@@ -533,7 +533,7 @@ def turning_table(path: Path) -> str:
         cells.append(
             [
                 ALGORITHMS[script].label,
-                f"`{flags}`",
+                f"`{re.sub(r'--(total-timesteps|eval-frequency) [0-9]+ ?', '', flags).strip()}`",
                 thousands(int(rows[0]["global_step"])),
                 str(seed),
                 f"{float(rows[0]['return']):.1f}",

@@ -59,7 +59,7 @@ def checkout(tmp_path_factory):
     (folder / "turning.csv").write_text(
         f"{columns}sac_jax,s,1,30000,--gamma 0.9,0123456789,99.5,0,0.97,0.0,0.03\n"
         "sac_jax,s,1,30000,--gamma 0.9,0123456789,99.5,45,0.1,0.8,0.1\n"
-        "diffsac_jax,d,2,30000,--gamma 0.9,0123456789,97.0,0,0.45,0.1,0.45\n"
+        "diffsac_jax,d,2,30000,--total-timesteps 30000 --gamma 0.9,0123456789,97.0,0,0.45,0.1,0.45\n"
     )
     (folder / "README.md").write_text("<!-- figure aggregate: A caption -->\n<!-- end -->\n")
     (root / "README.md").write_text(
