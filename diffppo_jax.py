@@ -85,7 +85,7 @@ class Args:
     """largest norm of the gradient of all parameters together"""
     hidden_dim: int = 64
     """units in each of the two hidden layers"""
-    alpha: float = 0.0
+    alpha: float = 0.001
     """temperature of the entropy terms, in units of normalised reward per nat; 0: DPPO's ratio and no entropy terms"""
 
     num_denoising_steps: int = 8

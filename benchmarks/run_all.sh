@@ -70,6 +70,7 @@ diffsac_alpha0.2      | diffsac_jax.py | --no-autotune --alpha 0.2  | Hopper-v4 
 diffsac_alpha0.05     | diffsac_jax.py | --no-autotune --alpha 0.05 | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 300000
 diffppo_alpha0        | diffppo_jax.py | --alpha 0.0                | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 480000
 diffppo_alpha0.001    | diffppo_jax.py | --alpha 0.001              | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 480000
+diffppo_alpha0.003    | diffppo_jax.py | --alpha 0.003              | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 480000
 diffppo_alpha0.01     | diffppo_jax.py | --alpha 0.01               | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 480000
 '
 

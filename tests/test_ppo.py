@@ -202,7 +202,7 @@ def test_gae_of_the_augmented_mdp_is_the_loop(setups):
 def test_identity_5_without_temperature_the_first_step_has_plain_gae(setups):
     """alpha = 0: the advantage at k = K equals PPO's GAE with V(s_t) := V(s_t, a^K_t, K)."""
     _, agent, rollout, *_ = setups["diffppo"]
-    args = make_args(diffppo_jax)
+    args = make_args(diffppo_jax, alpha=0.0)
     batch, _ = make_batch(diffppo_jax, args, agent, rollout)
     first = by_step(args, batch.value)[:: args.num_denoising_steps]
     bootstrap = bootstrap_value("diffppo", args, agent, rollout)
@@ -342,7 +342,7 @@ def test_identity_6_one_step_from_zero_is_gaussian_ppo():
     """K = 1, alpha = 0, a^1 = 0: on the same samples DiffPPO's loss and gradient are those of PPO's Gaussian with mean
     c_1 nu f and std sqrt(beta) nu. With "action" prediction c_1 = 1, so that beta moves the std only."""
     with jax.enable_x64(True):
-        args = make_args(diffppo_jax, num_denoising_steps=1, prediction="action", prior_std=0.7)
+        args = make_args(diffppo_jax, num_denoising_steps=1, prediction="action", prior_std=0.7, alpha=0.0)
         agent = to_float64(make_agent(diffppo_jax, args))
         plain_args = make_args(ppo_jax)
         plain = to_float64(make_agent(ppo_jax, plain_args))
