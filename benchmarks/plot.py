@@ -382,6 +382,31 @@ def ablation_table(results: Results, prefix: str, default: str, policies: tuple[
     return f"Hopper-v4, {thousands(limit)} steps.\n\n" + markdown(header, rows)
 
 
+def search_table(results: Results) -> str:
+    """The settings that were tried for the on-policy pair: training (deterministic) score of every single run."""
+    names = [
+        name for name in results if re.match(r"(diffppo_alpha|ppo_ent|ppo_std).+", name) and name not in ALGORITHMS
+    ]
+    runs = sorted(
+        {(env_id, curve.seed) for name in names for env_id in results[name] for curve in results[name][env_id]}
+    )
+    rows = []
+    for name in names:
+        curves = {(env_id, curve.seed): curve for env_id in results[name] for curve in results[name][env_id]}
+        columns = next(iter(curves.values())).columns
+        flags = re.sub(r"--total-timesteps [0-9]+ ?", "", columns["arguments"]).strip()
+        cells = [
+            f"{number(curves[run].score('training'))} ({number(curves[run].score('deterministic'))})"
+            if run in curves
+            else "-"
+            for run in runs
+        ]
+        steps = thousands(max(int(curve.steps[-1]) for curve in curves.values()))
+        rows.append([label(columns["script"]), f"`{flags}`" if flags else "defaults", steps, *cells])
+    header = ["Algorithm", "arguments", "steps", *(f"{env_id}, seed {seed}" for env_id, seed in runs)]
+    return markdown(header, rows) if rows else ""
+
+
 def read_reference(path: Path) -> list[dict]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -563,6 +588,7 @@ TABLES: dict[str, Callable[[Results, Path], str]] = {
     "aggregate": lambda results, folder: aggregate_table(results),
     "diffsac-k": lambda results, folder: ablation_table(results, "diffsac", "diffsac_jax", POLICIES[:2]),
     "diffppo-k": lambda results, folder: ablation_table(results, "diffppo", "", ("training", "stochastic")),
+    "search": lambda results, folder: search_table(results),
     "reference": lambda results, folder: reference_table(results, read_reference(folder / "reference.csv")),
     "cost": lambda results, folder: cost_table(results),
     "runs": lambda results, folder: runs_table(results),

@@ -52,6 +52,8 @@ suite full
 + turning
 # PPO with the exploration that the diffusion policies start from
 ppo_std0.5  | ppo_jax.py     | --initial-std 0.5        | Hopper-v4 Walker2d-v4 HalfCheetah-v4 | 1 2 3 4 5 | 1000000
+ppo_ent0.003 | ppo_jax.py    | --ent-coef 0.003         | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 480000
+ppo_ent0.01  | ppo_jax.py    | --ent-coef 0.01          | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 480000
 # number of denoising steps
 diffsac_k1  | diffsac_jax.py | --num-denoising-steps 1  | Hopper-v4 | 1 2 3 4 5 | 300000
 diffsac_k2  | diffsac_jax.py | --num-denoising-steps 2  | Hopper-v4 | 1 2 3 4 5 | 300000

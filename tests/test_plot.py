@@ -45,6 +45,10 @@ def checkout(tmp_path_factory):
         for k in (1, 4):
             export.merge(made_up_rows(f"diffsac_k{k}", "Hopper-v4", seed, 9, k), folder / "results")
             export.merge(made_up_rows(f"diffppo_k{k}", "Hopper-v4", seed, 9, k), folder / "results")
+    export.merge(
+        made_up_rows("ppo_ent0.01", "Hopper-v4", 2, 9, 1, "--total-timesteps 90000 --ent-coef 0.01", script="ppo_jax"),
+        folder / "results",
+    )
     (folder / "reference.csv").write_bytes((plot.ROOT / "benchmarks" / "reference.csv").read_bytes())
     (folder / "speed.csv").write_text(
         "quantity,value,how,commit,device,versions\nDiffSAC update / SAC update,1.8,rows,0123456789,cpu,jax 0.10.2\n"
@@ -141,6 +145,13 @@ def test_tables_by_hand(checkout):
     assert lines[0] == "Hopper-v4, 90k steps."
     assert lines[-1] == "| 8 | 1 2 3 | 324 ± 2.0 | 162 ± 1.0 | 200 | diffsac_jax |"
     assert [line.split(" | ")[0] for line in lines[4:]] == ["| 1", "| 4", "| 8"]
+
+
+def test_search_table_by_hand(checkout):
+    lines = plot.search_table(plot.load(checkout / "benchmarks" / "results")).splitlines()
+    assert lines[0] == "| Algorithm | arguments | steps | Hopper-v4, seed 2 |"
+    # Training: half of 9 + 2. Deterministic: twice the mean of 7, 8, 9 plus 2.
+    assert lines[2:] == ["| PPO | `--ent-coef 0.01` | 90k | 5.5 (20.0) |"]
 
 
 def test_multimodality_tables_by_hand(checkout):
