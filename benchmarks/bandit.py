@@ -1,7 +1,7 @@
 """Bandits with a known optimal policy: what the return does not show about a policy.
 
     python -m benchmarks.bandit                        # everything, tens of minutes on two cores
-    python -m benchmarks.bandit --steps 8 --updates 2000
+    python -m benchmarks.bandit --steps 8 --updates 2000 --results /tmp/bandit.csv --figure /tmp/bandit.png
 
 Each bandit is a density p on the square [-4, 4]^A, and its reward is log p. At temperature 1 the optimal
 maximum-entropy policy is p itself, with log Z = 0. Every algorithm is trained by the `update` of its own script, on
@@ -282,6 +282,12 @@ class Settings:
     """the picture"""
 
 
+def position(row: dict[str, Any]) -> tuple[int, int, int]:
+    """Bandits and algorithms in the order above, K rising."""
+    names = [bandit.name for bandit in BANDITS]
+    return names.index(row["bandit"]), list(ALGORITHMS).index(row["algorithm"]), int(row["K"] or 0)
+
+
 def main(settings: Settings) -> list[dict[str, Any]]:
     """Trains, measures and writes all that `settings` asks for. Returns the rows of the CSV."""
     rows, samples, here = [], {}, facts()
@@ -300,7 +306,7 @@ def main(settings: Settings) -> list[dict[str, Any]]:
                 row = {"bandit": bandit.name, "algorithm": name, "K": num_steps or "", "updates": settings.updates}
                 rows.append(row | {"seed": settings.seed} | measure(bandit, x, log_weight) | here)
         print(f"{name} K = {num_steps or '-'}: {time.time() - begin:.0f} s", flush=True)
-        rows.sort(key=lambda r: ([b.name for b in BANDITS].index(r["bandit"]), list(ALGORITHMS).index(r["algorithm"])))
+        rows.sort(key=position)
         settings.results.parent.mkdir(parents=True, exist_ok=True)
         with settings.results.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])

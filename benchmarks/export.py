@@ -237,10 +237,21 @@ def read_csv(path: Path) -> list[dict]:
 
 
 def merge(rows: list[dict], results: Path) -> Path:
-    """Writes one run's rows into its file in place of what the file has of the same seeds; returns the file."""
+    """Writes one run's rows into its file in place of what the file has of the same seeds; returns the file.
+
+    Raises ExportError where the file has more steps of a seed: a trial does not take the place of a result.
+    """
     path = results / file_name(rows[0]["exp_name"], rows[0]["env_id"])
-    seeds = {row["seed"] for row in rows}
-    kept = [row for row in read_csv(path) if row["seed"] not in seeds] if path.exists() else []
+    steps = {row["seed"]: int(row["global_step"]) for row in rows}  # of the last row of each seed
+    kept = []
+    for row in read_csv(path) if path.exists() else []:
+        if row["seed"] not in steps:
+            kept.append(row)
+        elif int(row["global_step"]) > steps[row["seed"]]:
+            raise ExportError(
+                f"{path} has more than the {steps[row['seed']]} steps of this run of seed {row['seed']}; to replace it,"
+                " remove the file"
+            )
     rows = sorted(kept + rows, key=lambda row: (int(row["seed"]), int(row["global_step"])))
     results.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
@@ -303,6 +314,9 @@ def main() -> int:
             continue  # `runs/*` names more than run folders
         if options.results == RESULTS and "__quick_" in folder.name:
             print(f"{folder.name}: of the quick suite, left out; --results FOLDER exports it")
+            continue
+        if options.results == RESULTS and "TurningAgent" in folder.name:
+            print(f"{folder.name}: see python -m benchmarks.turning, left out")
             continue
         try:
             rows = read_run(folder, options.allow_dirty, options.allow_unfinished)

@@ -97,7 +97,9 @@ def read_list(text: str, suite: str, vmap: bool = False, steps: int | None = Non
         elif current is None:
             raise ListError(f"the list begins with {line!r}: a suite must come first")
         elif line.startswith("+"):
-            current += suites.get(line[1:].strip(), [])
+            if (other := line[1:].strip()) not in suites:
+                raise ListError(f"no suite {other!r} above the line {line!r}")
+            current += suites[other]
         else:
             current.append(line)
     if suite not in suites:

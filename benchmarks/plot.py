@@ -45,11 +45,12 @@ ALGORITHMS = {
     "ppo_jax": Algorithm("PPO", "#9a9a9a", "--", "s"),
     "ppo_std0.5": Algorithm("PPO, initial std 0.5", "#d95f0e", ":", "D"),
     "diffppo_jax": Algorithm("DiffPPO", "#08306b", "-", "o"),
+    "diffppo_no_entropy": Algorithm("DiffPPO, alpha 0", "#6baed6", "-.", "^"),
 }
 # The first of a family is the base that the others are compared with.
 FAMILIES = {
     "off-policy": ("sac_jax", "diffsac_jax", "diffwpo_jax"),
-    "on-policy": ("ppo_jax", "ppo_std0.5", "diffppo_jax"),
+    "on-policy": ("ppo_jax", "ppo_std0.5", "diffppo_jax", "diffppo_no_entropy"),
 }
 # Which policies a family is shown by: the on-policy literature reports training returns.
 FAMILY_POLICIES = {"off-policy": ("deterministic", "stochastic"), "on-policy": ("training", "deterministic")}
@@ -382,10 +383,18 @@ def ablation_table(results: Results, prefix: str, default: str, policies: tuple[
     return f"Hopper-v4, {thousands(limit)} steps.\n\n" + markdown(header, rows)
 
 
+def search_order(name: str) -> tuple:
+    """By name, numbers by their value."""
+    stem, value = re.fullmatch(r"(.*?)([0-9.]*)", name.removesuffix("_480k")).groups()
+    return stem, float(value or 0)
+
+
 def search_table(results: Results) -> str:
     """The settings that were tried for the on-policy pair: training (deterministic) score of every single run."""
     names = [
-        name for name in results if re.match(r"(diffppo_alpha|ppo_ent|ppo_std).+", name) and name not in ALGORITHMS
+        name
+        for name in results
+        if re.match(r"(diffppo_alpha|ppo_ent|ppo_std)[0-9.]+(_480k)?$", name) and name not in ALGORITHMS
     ]
     runs = sorted(
         {(env_id, curve.seed) for name in names for env_id in results[name] for curve in results[name][env_id]}
@@ -522,9 +531,10 @@ def bandit_table(path: Path) -> str:
         values = []
         for column in BANDIT_COLUMNS:
             text = [f"{float(peer[column]):.3f}" for peer in peers]
-            best = max(text, key=float) if column in ("ess", "worst_region") else min(text, key=float)
+            best = max(text, key=float) if column == "worst_region" else min(text, key=float)
             value = f"{float(row[column]):.3f}"
-            values.append(f"**{value}**" if value == best else value)
+            # A policy within one mode has a large effective sample size: no merit by itself.
+            values.append(f"**{value}**" if value == best and column != "ess" else value)
         cells.append([row["bandit"], BANDIT_ALGORITHMS[row["algorithm"]], row["K"] or "-", *values])
     header = ["bandit", "algorithm", "K", "ELBO gap", "log Z error", "ESS", "worst region", "KL on the grid"]
     return f"{markdown(header, cells)}\n\n{measured_by(rows)}" if rows else ""
@@ -553,17 +563,18 @@ def turning_table(path: Path) -> str:
     cells = []
     for (script, _, flags, seed), rows in sorted(by_seed.items(), key=algorithms_first):
         left, middle, right = (np.array([float(row[name]) for row in rows]) for name in ("left", "middle", "right"))
+        shown = re.sub(r"--(total-timesteps|eval-frequency) [0-9]+ ?", "", flags).strip()
         with np.errstate(invalid="ignore"):  # without any side, no share of it
             larger = np.maximum(left, right) / (left + right)
         cells.append(
             [
                 ALGORITHMS[script].label,
-                f"`{re.sub(r'--(total-timesteps|eval-frequency) [0-9]+ ?', '', flags).strip()}`",
+                f"`{shown}`" if shown else "defaults",
                 thousands(int(rows[0]["global_step"])),
                 str(seed),
                 f"{float(rows[0]['return']):.1f}",
-                f"{min(left.min(), right.min()):.2f}",
-                f"{middle.max():.2f}",
+                f"{np.nanmin([left, right]):.2f}",
+                f"{np.nanmax(middle):.2f}",
                 f"{int(np.sum(larger >= 0.95))} of {len(rows)}",
                 " ".join(sorted({row["commit"][:7] for row in rows})),
             ]

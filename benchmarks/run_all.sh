@@ -33,10 +33,30 @@ quick_diffppo | diffppo_jax.py | --eval-frequency 16000 | Hopper-v4 | 1 | 80000
 
 # The runs whose results are in benchmarks/results; a test compares.
 suite committed
+diffppo_alpha0 | diffppo_jax.py | --alpha 0 | HalfCheetah-v4 | 1 | 480000
+diffppo_alpha0 | diffppo_jax.py | --alpha 0 | Hopper-v4 | 2 3 | 480000
+diffppo_alpha0.001 | diffppo_jax.py |  | HalfCheetah-v4 | 1 | 480000
+diffppo_alpha0.001 | diffppo_jax.py |  | Hopper-v4 | 2 3 | 480000
+diffppo_alpha0.003 | diffppo_jax.py | --alpha 0.003 | HalfCheetah-v4 | 1 | 480000
+diffppo_alpha0.003 | diffppo_jax.py | --alpha 0.003 | Hopper-v4 | 2 3 | 480000
+diffppo_alpha0.01 | diffppo_jax.py | --alpha 0.01 | HalfCheetah-v4 | 1 | 480000
+diffppo_alpha0.01 | diffppo_jax.py | --alpha 0.01 | Hopper-v4 | 2 3 | 480000
 diffppo_jax | diffppo_jax.py |  | HalfCheetah-v4 Hopper-v4 Walker2d-v4 | 1 2 3 | 1000000
+diffppo_k1 | diffppo_jax.py | --num-denoising-steps 1 | Hopper-v4 | 1 | 480000
+diffppo_k16 | diffppo_jax.py | --num-denoising-steps 16 | Hopper-v4 | 1 | 480000
+diffppo_no_entropy | diffppo_jax.py | --alpha 0 | HalfCheetah-v4 Hopper-v4 Walker2d-v4 | 1 2 3 | 1000000
 diffsac_jax | diffsac_jax.py |  | Hopper-v4 | 1 2 3 | 150000
 diffsac_jax | diffsac_jax.py |  | Pendulum-v1 | 1 2 3 | 20000
+ppo_ent0 | ppo_jax.py |  | HalfCheetah-v4 | 1 | 480000
+ppo_ent0 | ppo_jax.py |  | Hopper-v4 | 2 3 | 480000
+ppo_ent0.003 | ppo_jax.py | --ent-coef 0.003 | HalfCheetah-v4 | 1 | 480000
+ppo_ent0.003 | ppo_jax.py | --ent-coef 0.003 | Hopper-v4 | 2 3 | 480000
+ppo_ent0.01 | ppo_jax.py | --ent-coef 0.01 | HalfCheetah-v4 | 1 | 480000
+ppo_ent0.01 | ppo_jax.py | --ent-coef 0.01 | Hopper-v4 | 2 3 | 480000
 ppo_jax | ppo_jax.py |  | HalfCheetah-v4 Hopper-v4 Walker2d-v4 | 1 2 3 | 1000000
+ppo_std0.5 | ppo_jax.py | --initial-std 0.5 | HalfCheetah-v4 Hopper-v4 Walker2d-v4 | 1 2 3 | 1000000
+ppo_std0.5_480k | ppo_jax.py | --initial-std 0.5 | HalfCheetah-v4 | 1 | 480000
+ppo_std0.5_480k | ppo_jax.py | --initial-std 0.5 | Hopper-v4 | 2 3 | 480000
 sac_jax | sac_jax.py |  | Hopper-v4 | 1 2 3 | 150000
 sac_jax | sac_jax.py |  | Pendulum-v1 | 1 2 3 | 20000
 
@@ -47,11 +67,21 @@ diffwpo_jax | diffwpo_jax.py | | Hopper-v4 Walker2d-v4 HalfCheetah-v4 Ant-v4 Hum
 ppo_jax     | ppo_jax.py     | | Hopper-v4 Walker2d-v4 HalfCheetah-v4 Ant-v4 Humanoid-v4 | 1 2 3 4 5 | 1000000
 diffppo_jax | diffppo_jax.py | | Hopper-v4 Walker2d-v4 HalfCheetah-v4 Ant-v4 Humanoid-v4 | 1 2 3 4 5 | 1000000
 
+# Multimodality: afterwards python -m benchmarks.turning runs/*Turning*
+suite turning
+sac_jax     | sac_jax.py     | --no-autotune --alpha 0.05 --gamma 0.9 --eval-frequency 5000 | benchmarks.turning:TurningAgent-v0 | 1 2 3 | 30000
+diffsac_jax | diffsac_jax.py | --no-autotune --alpha 0.05 --gamma 0.9 --eval-frequency 5000 | benchmarks.turning:TurningAgent-v0 | 1 2 3 | 30000
+diffwpo_jax | diffwpo_jax.py | --no-autotune --alpha 0.05 --gamma 0.9 --eval-frequency 5000 | benchmarks.turning:TurningAgent-v0 | 1 2 3 | 30000
+ppo_jax     | ppo_jax.py     | --gamma 0.9 --eval-frequency 80000                   | benchmarks.turning:TurningAgent-v0 | 1 2 3 | 400000
+ppo_entropy | ppo_jax.py     | --gamma 0.9 --eval-frequency 80000 --ent-coef 0.0286 | benchmarks.turning:TurningAgent-v0 | 1 2 3 | 400000
+diffppo_jax | diffppo_jax.py | --gamma 0.9 --eval-frequency 80000 --alpha 0.0286    | benchmarks.turning:TurningAgent-v0 | 1 2 3 | 400000
+
 suite full
 + gym
 + turning
-# PPO with the exploration that the diffusion policies start from
-ppo_std0.5  | ppo_jax.py     | --initial-std 0.5        | Hopper-v4 Walker2d-v4 HalfCheetah-v4 | 1 2 3 4 5 | 1000000
+# PPO with the noise that the diffusion policies start from, and DiffPPO without entropy terms
+ppo_std0.5         | ppo_jax.py     | --initial-std 0.5 | Hopper-v4 Walker2d-v4 HalfCheetah-v4 | 1 2 3 4 5 | 1000000
+diffppo_no_entropy | diffppo_jax.py | --alpha 0.0       | Hopper-v4 Walker2d-v4 HalfCheetah-v4 | 1 2 3 4 5 | 1000000
 ppo_ent0.003 | ppo_jax.py    | --ent-coef 0.003         | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 480000
 ppo_ent0.01  | ppo_jax.py    | --ent-coef 0.01          | Hopper-v4 HalfCheetah-v4 | 1 2 3 4 5 | 480000
 # number of denoising steps

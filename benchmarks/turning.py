@@ -127,18 +127,28 @@ def main() -> int:
     except (UserError, ExportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if not measured:
+        print("error: none of these runs is one on the turning agent", file=sys.stderr)
+        return 2
     rows = []
     if arguments.results.exists():
         with arguments.results.open(newline="") as file:
             rows = list(csv.DictReader(file))
     new = {(row["exp_name"], row["seed"]) for row in measured}
+    longest = {(row["exp_name"], row["seed"]): int(row["global_step"]) for row in measured}
+    for row in rows:
+        if int(row["global_step"]) > longest.get((row["exp_name"], row["seed"]), sys.maxsize):
+            print(f"error: {arguments.results} has more steps of {row['exp_name']} seed {row['seed']}", file=sys.stderr)
+            return 2
     rows = [row for row in rows if (row["exp_name"], row["seed"]) not in new]
     rows += [{name: f"{x:.4f}" if isinstance(x, float) else str(x) for name, x in row.items()} for row in measured]
     rows.sort(key=lambda row: (row["exp_name"], int(row["seed"]), int(row["heading"])))
-    with arguments.results.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
+    beside = arguments.results.with_suffix(".part")
+    with beside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[-1])
         writer.writeheader()
         writer.writerows(rows)
+    beside.replace(arguments.results)
     for exp_name, seed in sorted(new):
         of = [row for row in rows if (row["exp_name"], row["seed"]) == (exp_name, seed)]
         side = min(min(float(row["left"]), float(row["right"])) for row in of)

@@ -227,7 +227,7 @@ def evaluate_run(init_agent, sample_action, deterministic_action, run, args, ove
 
 
 def record_video(run: str | Path, seed: int | None = None) -> Path | None:
-    """Records one episode of the deterministic policy as RUN/videos/*.mp4.
+    """Records one episode of the deterministic policy of `seed` (default: the run's first) as RUN/videos/*.mp4.
 
     Where it cannot be rendered or encoded, says so in one line and returns None.
     """
@@ -242,11 +242,11 @@ def record_video(run: str | Path, seed: int | None = None) -> Path | None:
         env = gym.wrappers.RecordVideo(env, str(folder), name_prefix="deterministic", disable_logger=True)
         obs, _ = env.reset(seed=args.seed)
         low, high = env.unwrapped.action_space.low, env.unwrapped.action_space.high
-        done = False
-        while not done:
+        done, steps = False, 0
+        while not done and steps < MAX_EPISODE_STEPS:
             action = 2.0 * (act(obs, jax.random.key(0)) - low) / (high - low) - 1.0
             obs, _, terminated, truncated, _ = env.step(action)
-            done = terminated or truncated
+            done, steps = terminated or truncated, steps + 1
         env.close()
         path = max(folder.glob("*.mp4"), key=lambda p: p.stat().st_mtime)
     except Exception as error:

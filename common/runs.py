@@ -256,7 +256,7 @@ class Run:
             with self._writing():
                 self._write_args()
                 _write_json(self.folder / "versions.json", self.versions)
-        self.wandb = _start_wandb(args, self.folder.resolve().name) if args.track else None
+        self.wandb = _start_wandb(args, self.folder) if args.track else None
         self.csv: Any = None
         self.events: list[EventsWriter] = []
         self.begin = time.time()
@@ -740,8 +740,16 @@ def versions() -> dict[str, Any]:
         **{name: importlib.metadata.version(name) for name in packages},
         "platform": platform.platform(),
         "device": f"{jax.devices()[0].platform} {jax.devices()[0].device_kind}",
-        "threads": int(os.environ.get("NPROC") or len(os.sched_getaffinity(0))),
+        "threads": int(os.environ.get("NPROC") or _num_cpus()),
     }
+
+
+def _num_cpus() -> int:
+    """The CPUs that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
 
 
 def peak_memory() -> int:
@@ -830,10 +838,11 @@ def _without_nan(content: Any) -> Any:
     return None if isinstance(content, float) and not np.isfinite(content) else content
 
 
-def _start_wandb(args: Any, name: str) -> Any:
-    import wandb
-
+def _start_wandb(args: Any, folder: Path) -> Any:
+    name = folder.resolve().name
     try:
+        import wandb
+
         run = wandb.init(
             project=args.wandb_project_name,
             entity=args.wandb_entity,
@@ -841,6 +850,7 @@ def _start_wandb(args: Any, name: str) -> Any:
             id=hashlib.sha256(name.encode()).hexdigest()[:16],
             resume="allow",
             config=dataclasses.asdict(args),
+            dir=folder,
         )
     except Exception as error:  # no login, no network, ..
         raise UserError(f"--track: {envs.one_line(error)} (WANDB_MODE=offline needs no login)") from error

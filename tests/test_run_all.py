@@ -100,7 +100,7 @@ def listed(suite, vmap=False):
 # -------------------------------------------------------------------------------------------------------------- lists
 
 
-@pytest.mark.parametrize("suite", ["quick", "committed", "gym", "full"])
+@pytest.mark.parametrize("suite", ["quick", "committed", "turning", "gym", "full"])
 def test_every_listed_run_has_valid_arguments(suite):
     """The script exists, has the flags, and accepts their values and the number of steps."""
     import importlib
@@ -122,7 +122,7 @@ def test_suites_hold_what_they_promise():
     names = ("sac_jax", "diffsac_jax", "diffwpo_jax", "ppo_jax", "diffppo_jax")
     assert runs("gym") == {(name, f"{env}-v4", seed) for name in names for env in mujoco for seed in range(1, 6)}
     assert {job.steps for job in listed("gym")} == {1_000_000}
-    assert runs("gym") < runs("full")
+    assert runs("gym") < runs("full") and runs("turning") < runs("full")
     for prefix in ("diffsac", "diffppo"):
         assert {(f"{prefix}_k{k}", "Hopper-v4", 1) for k in (1, 2, 4, 8, 16)} <= runs("full")
     # On a GPU the five seeds of a line are one process.

@@ -138,7 +138,7 @@ def init(**settings):
 class Run:
     def __init__(self, settings):
         self.file = open(os.environ["LOGIN"], "w")
-        self.file.write(json.dumps(settings) + "\\n")
+        self.file.write(json.dumps(settings, default=str) + "\\n")
     def define_metric(self, name, step_metric): pass
     def log(self, values):
         self.file.write(json.dumps(values) + "\\n")
@@ -153,7 +153,12 @@ def test_track_mirrors_every_scalar(tmp_path):
     scripts.run("sac_jax.py", settings, **more)
     (run,) = (tmp_path / "runs").iterdir()
     start, *logged = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert start["name"] == run.name and start["config"]["seed"] == 1 and start["project"] == "diffusion-maxent-rl"
+    assert (
+        start["name"] == run.name
+        and start["dir"] == str(run)
+        and start["config"]["seed"] == 1
+        and start["project"] == "diffusion-maxent-rl"
+    )
     with (run / "scalars.csv").open() as file:
         rows = [
             (int(row["global_step"]), f"seed_{row['seed']}/{row['tag']}", row["value"]) for row in csv.DictReader(file)
