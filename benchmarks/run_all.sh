@@ -42,8 +42,11 @@ diffppo_alpha0.003 | diffppo_jax.py | --alpha 0.003 | Hopper-v4 | 2 3 | 480000
 diffppo_alpha0.01 | diffppo_jax.py | --alpha 0.01 | HalfCheetah-v4 | 1 | 480000
 diffppo_alpha0.01 | diffppo_jax.py | --alpha 0.01 | Hopper-v4 | 2 3 | 480000
 diffppo_jax | diffppo_jax.py |  | HalfCheetah-v4 Hopper-v4 Walker2d-v4 | 1 2 3 | 1000000
-diffppo_k1 | diffppo_jax.py | --num-denoising-steps 1 | Hopper-v4 | 1 | 480000
-diffppo_k16 | diffppo_jax.py | --num-denoising-steps 16 | Hopper-v4 | 1 | 480000
+diffppo_k1 | diffppo_jax.py | --num-denoising-steps 1 | Hopper-v4 | 1 2 3 | 480000
+diffppo_k16 | diffppo_jax.py | --num-denoising-steps 16 | Hopper-v4 | 1 2 3 | 480000
+diffppo_k2 | diffppo_jax.py | --num-denoising-steps 2 | Hopper-v4 | 1 2 3 | 480000
+diffppo_k4 | diffppo_jax.py | --num-denoising-steps 4 | Hopper-v4 | 1 2 3 | 480000
+diffppo_k8 | diffppo_jax.py |  | Hopper-v4 | 1 2 3 | 480000
 diffppo_no_entropy | diffppo_jax.py | --alpha 0 | HalfCheetah-v4 Hopper-v4 Walker2d-v4 | 1 2 3 | 1000000
 diffsac_jax | diffsac_jax.py |  | Hopper-v4 | 1 2 3 | 150000
 diffsac_jax | diffsac_jax.py |  | Pendulum-v1 | 1 2 3 | 20000
