@@ -110,7 +110,7 @@ def test_turning_results_and_their_table(turning_run, tmp_path):
         sum(float(row[side]) for side in ("left", "middle", "right")) == pytest.approx(1, abs=2e-4) for row in rows
     )
     line = plot.turning_table(results).splitlines()[2]
-    assert line.startswith("| DiffWPO | `--num-envs 1 ") and "| ccccccc |" in line
+    assert line.startswith("| DiffWPO | `--log-frequency 100 ") and "| ccccccc |" in line
     of_seed = [row for row in rows if row["seed"] == "1"]
     side = min(float(row[side]) for row in of_seed for side in ("left", "right"))
     assert f"| {side:.2f} | {max(float(row['middle']) for row in of_seed):.2f} |" in line
