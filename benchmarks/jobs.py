@@ -364,6 +364,7 @@ def main() -> int:
         return 2
     scheduler = Scheduler(jobs, options)
     if options.dry_run:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
         for line in scheduler.estimate():
             print(f"# {line}")
         for failure in scheduler.failures:
