@@ -25,6 +25,7 @@ import csv
 import json
 import math
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -242,25 +243,39 @@ def merge(rows: list[dict], results: Path) -> Path:
     Raises ExportError where the file has more steps of a seed: a trial does not take the place of a result.
     """
     path = results / file_name(rows[0]["exp_name"], rows[0]["env_id"])
-    steps = {row["seed"]: int(row["global_step"]) for row in rows}  # of the last row of each seed
+    rows = others(read_csv(path) if path.exists() else [], rows, path) + rows
+    results.mkdir(parents=True, exist_ok=True)
+    write_csv(path, COLUMNS, sorted(rows, key=lambda row: (int(row["seed"]), int(row["global_step"]))))
+    return path
+
+
+def others(old: list[dict], new: list[dict], path: Path) -> list[dict]:
+    """The rows of `old` that are of other runs (exp_name and seed) than those of `new`, whose last rows are their ends.
+
+    Raises ExportError where `old`, read from `path`, has more steps of a run.
+    """
+    steps = {(row["exp_name"], row["seed"]): int(row["global_step"]) for row in new}
     kept = []
-    for row in read_csv(path) if path.exists() else []:
-        if row["seed"] not in steps:
+    for row in old:
+        run = row["exp_name"], row["seed"]
+        if run not in steps:
             kept.append(row)
-        elif int(row["global_step"]) > steps[row["seed"]]:
+        elif int(row["global_step"]) > steps[run]:
             raise ExportError(
-                f"{path} has more than the {steps[row['seed']]} steps of this run of seed {row['seed']}; to replace it,"
+                f"{path} has more than the {steps[run]} steps of this run of seed {row['seed']}; to replace it,"
                 " remove the file"
             )
-    rows = sorted(kept + rows, key=lambda row: (int(row["seed"]), int(row["global_step"])))
-    results.mkdir(parents=True, exist_ok=True)
+    return kept
+
+
+def write_csv(path: Path, columns: Iterable[str], rows: list[dict]) -> None:
+    """Written beside and renamed into place."""
     beside = path.with_suffix(".part")
     with beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     beside.replace(path)
-    return path
 
 
 def list_lines(results: Path = RESULTS) -> list[str]:

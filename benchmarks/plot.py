@@ -94,6 +94,14 @@ class Curve:
 Results = dict[str, dict[str, list[Curve]]]  # by exp_name and env_id, seeds in order
 
 
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a CSV file, none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def load(folder: Path) -> Results:
     """All results of a folder."""
     results: Results = {}
@@ -383,10 +391,10 @@ def ablation_table(results: Results, prefix: str, default: str, policies: tuple[
     return f"Hopper-v4, {thousands(limit)} steps.\n\n" + markdown(header, rows)
 
 
-def search_order(name: str) -> tuple:
-    """By name, numbers by their value."""
-    stem, value = re.fullmatch(r"(.*?)([0-9.]*)", name.removesuffix("_480k")).groups()
-    return stem, float(value or 0)
+def settings_of(arguments: str) -> str:
+    """A run's arguments without its length and its evaluations, which have columns of their own or none."""
+    flags = re.sub(r"--(total-timesteps|eval-frequency) [0-9]+ ?", "", arguments).strip()
+    return f"`{flags}`" if flags else "defaults"
 
 
 def search_table(results: Results) -> str:
@@ -403,7 +411,6 @@ def search_table(results: Results) -> str:
     for name in names:
         curves = {(env_id, curve.seed): curve for env_id in results[name] for curve in results[name][env_id]}
         columns = next(iter(curves.values())).columns
-        flags = re.sub(r"--total-timesteps [0-9]+ ?", "", columns["arguments"]).strip()
         cells = [
             f"{number(curves[run].score('training'))} ({number(curves[run].score('deterministic'))})"
             if run in curves
@@ -411,14 +418,9 @@ def search_table(results: Results) -> str:
             for run in runs
         ]
         steps = thousands(max(int(curve.steps[-1]) for curve in curves.values()))
-        rows.append([label(columns["script"]), f"`{flags}`" if flags else "defaults", steps, *cells])
+        rows.append([label(columns["script"]), settings_of(columns["arguments"]), steps, *cells])
     header = ["Algorithm", "arguments", "steps", *(f"{env_id}, seed {seed}" for env_id, seed in runs)]
     return markdown(header, rows) if rows else ""
-
-
-def read_reference(path: Path) -> list[dict]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 REFERENCE_METRICS = {
@@ -542,11 +544,9 @@ def bandit_table(path: Path) -> str:
 
 def measured_by(rows: list[dict]) -> str:
     """Updates, seeds, commit, device and versions of rows that bandit.py measured."""
-    updates, seeds, commits, devices, versions = (
-        ", ".join(sorted({row[column] for row in rows}))
-        for column in ("updates", "seed", "commit", "device", "versions")
-    )
-    commits = ", ".join(commit[:7] + commit[40:] for commit in commits.split(", "))
+    columns = ("updates", "seed", "commit", "device", "versions")
+    short = [{**row, "commit": row["commit"][:7] + row["commit"][40:]} for row in rows]
+    updates, seeds, commits, devices, versions = (", ".join(sorted({row[x] for row in short})) for x in columns)
     return f"{updates} updates, seed {seeds}; commit {commits}; {devices}; {versions}."
 
 
@@ -563,13 +563,12 @@ def turning_table(path: Path) -> str:
     cells = []
     for (script, _, flags, seed), rows in sorted(by_seed.items(), key=algorithms_first):
         left, middle, right = (np.array([float(row[name]) for row in rows]) for name in ("left", "middle", "right"))
-        shown = re.sub(r"--(total-timesteps|eval-frequency) [0-9]+ ?", "", flags).strip()
         with np.errstate(invalid="ignore"):  # without any side, no share of it
             larger = np.maximum(left, right) / (left + right)
         cells.append(
             [
                 ALGORITHMS[script].label,
-                f"`{shown}`" if shown else "defaults",
+                settings_of(flags),
                 thousands(int(rows[0]["global_step"])),
                 str(seed),
                 f"{float(rows[0]['return']):.1f}",
@@ -583,14 +582,6 @@ def turning_table(path: Path) -> str:
     return markdown([*header, "one-sided headings", "commit"], cells) if cells else ""
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a CSV file, none if there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 TABLES: dict[str, Callable[[Results, Path], str]] = {
     "off-policy": lambda results, folder: off_policy_table(results),
     "on-policy": lambda results, folder: on_policy_table(results),
@@ -600,7 +591,7 @@ TABLES: dict[str, Callable[[Results, Path], str]] = {
     "diffsac-k": lambda results, folder: ablation_table(results, "diffsac", "diffsac_jax", POLICIES[:2]),
     "diffppo-k": lambda results, folder: ablation_table(results, "diffppo", "", ("training", "stochastic")),
     "search": lambda results, folder: search_table(results),
-    "reference": lambda results, folder: reference_table(results, read_reference(folder / "reference.csv")),
+    "reference": lambda results, folder: reference_table(results, read_rows(folder / "reference.csv")),
     "cost": lambda results, folder: cost_table(results),
     "runs": lambda results, folder: runs_table(results),
     "speed": lambda results, folder: speed_table(folder / "speed.csv"),
@@ -709,7 +700,7 @@ def curves_figure(pyplot, results: Results, family: str, over_time: bool = False
             if column == 0:
                 axis.set_ylabel(f"{policy} return")
             if row == len(policies) - 1:
-                axis.set_xlabel("hours of training and evaluation, mean over seeds" if over_time else "steps / 1000")
+                axis.set_xlabel("hours, mean over seeds" if over_time else "steps / 1000")
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0.03 + 0.05 / len(policies), 1, 1))
     return figure
@@ -872,7 +863,7 @@ def main() -> int:
     results = load(folder / "results")
     if not options.tables:
         try:
-            written = draw_figures(results, read_reference(folder / "reference.csv"), folder / "figures")
+            written = draw_figures(results, read_rows(folder / "reference.csv"), folder / "figures")
         except ImportError:
             print("error: figures need matplotlib: pip install '.[plot]'", file=sys.stderr)
             return 2

@@ -17,7 +17,6 @@ and right equally often at every heading. The return does not tell a policy that
 """
 
 import argparse
-import csv
 import dataclasses
 import sys
 from functools import partial
@@ -114,7 +113,7 @@ SOURCE = ("script", "exp_name", "seed", "global_step", "arguments", "commit", "p
 
 def main() -> int:
     """Measures the runs named on the command line; replaces the rows of the same exp_name and seed."""
-    from benchmarks.export import ExportError
+    from benchmarks import export, plot
     from common import UserError
 
     parser = argparse.ArgumentParser(description="Shares of left, middle and right of runs on the turning agent.")
@@ -122,33 +121,21 @@ def main() -> int:
     parser.add_argument("--episodes", type=int, default=100, help="episodes per seed")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "turning.csv", help="the CSV")
     arguments = parser.parse_args()
+    results = arguments.results
     try:
         measured = [row for run in arguments.runs for row in measure(run, arguments.episodes)]
-    except (UserError, ExportError) as error:
+        if not measured:
+            raise UserError("none of these runs is one on the turning agent")
+        kept = export.others(plot.read_rows(results), measured, results)
+    except (UserError, export.ExportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if not measured:
-        print("error: none of these runs is one on the turning agent", file=sys.stderr)
-        return 2
-    rows = []
-    if arguments.results.exists():
-        with arguments.results.open(newline="") as file:
-            rows = list(csv.DictReader(file))
     new = {(row["exp_name"], row["seed"]) for row in measured}
-    longest = {(row["exp_name"], row["seed"]): int(row["global_step"]) for row in measured}
-    for row in rows:
-        if int(row["global_step"]) > longest.get((row["exp_name"], row["seed"]), sys.maxsize):
-            print(f"error: {arguments.results} has more steps of {row['exp_name']} seed {row['seed']}", file=sys.stderr)
-            return 2
-    rows = [row for row in rows if (row["exp_name"], row["seed"]) not in new]
-    rows += [{name: f"{x:.4f}" if isinstance(x, float) else str(x) for name, x in row.items()} for row in measured]
+    rows = kept + [
+        {name: f"{x:.4f}" if isinstance(x, float) else str(x) for name, x in row.items()} for row in measured
+    ]
     rows.sort(key=lambda row: (row["exp_name"], int(row["seed"]), int(row["heading"])))
-    beside = arguments.results.with_suffix(".part")
-    with beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[-1])
-        writer.writeheader()
-        writer.writerows(rows)
-    beside.replace(arguments.results)
+    export.write_csv(results, measured[0], rows)
     for exp_name, seed in sorted(new):
         of = [row for row in rows if (row["exp_name"], row["seed"]) == (exp_name, seed)]
         side = min(min(float(row["left"]), float(row["right"])) for row in of)

@@ -1,6 +1,7 @@
 """Evaluation on separate environments, of the stochastic and the deterministic policy; video; loading agents."""
 
 import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Callable
