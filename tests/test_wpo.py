@@ -1,5 +1,6 @@
 """DiffWPO's actor loss: the identities that tie it to DiffSAC's and to Wasserstein policy optimisation (2505.00663)."""
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -297,8 +298,10 @@ def test_update_compiles_once_and_moves_everything():
         for x, y in zip(jax.tree.leaves(getattr(second, target)), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)
     assert second.log_kl_multiplier < first.log_kl_multiplier < agent.log_kl_multiplier  # far below the bound
-    tight = diffwpo_jax.Args(hidden_dim=8, num_denoising_steps=3, tau=0.25, kl_bound=1e-9)
+    # The bound is per action dimension.
     second = second.replace(kl_opt_state=agent.kl_opt_state)
-    third, metrics = jax.jit(diffwpo_jax.update, static_argnames="args")(tight, second, jax.random.key(3), batch)
-    assert metrics["diffusion/kl"] > 1e-9
-    assert third.log_kl_multiplier > second.log_kl_multiplier
+    kl = float(update(args, second, jax.random.key(3), batch)[1]["diffusion/kl"])
+    for factor, sign in ((0.99, 1), (1.01, -1)):
+        near = replace(args, kl_bound=factor * kl / ENV.action_size)
+        third, _ = update(near, second, jax.random.key(3), batch)
+        assert np.sign(third.log_kl_multiplier - second.log_kl_multiplier) == sign
