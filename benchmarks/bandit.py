@@ -28,7 +28,7 @@ import tyro
 import diffsac_jax
 import diffwpo_jax
 import sac_jax
-from benchmarks.plot import bandit_table
+from benchmarks.plot import BANDIT_ALGORITHMS, bandit_table
 from benchmarks.speed import facts
 from common import replay
 from common.distributions import gaussian_log_prob
@@ -247,7 +247,7 @@ def picture(path: Path, samples: dict[str, dict[str, np.ndarray]]) -> None:
                 axis.plot(*x[:2000].T, ",", color="black", alpha=0.7)
                 axis.set_aspect("equal")
             if bandit is BANDITS[0]:
-                axis.set_title(label, fontsize=9)
+                axis.set_title(label, fontsize=8)
         for axis in row:
             axis.set_xlim(-BOUND, BOUND)
             axis.set_xticks([-4, 0, 4])
@@ -255,11 +255,17 @@ def picture(path: Path, samples: dict[str, dict[str, np.ndarray]]) -> None:
             if bandit.size == 2:
                 axis.set_ylim(-BOUND, BOUND)
                 axis.set_yticks([-4, 0, 4])
-    axes[0][0].set_title("density", fontsize=9)
+    axes[0][0].set_title("density", fontsize=8)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)
+
+
+def title(name: str, num_steps: int) -> str:
+    """A column of the picture."""
+    words = BANDIT_ALGORITHMS[name].replace(" `", "\n").strip("`")
+    return words if name == "sac" else f"{words}, K = {num_steps}"
 
 
 @dataclass(frozen=True)
@@ -312,8 +318,7 @@ def main(settings: Settings) -> list[dict[str, Any]]:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-        labels = {name: name if name == "sac" else f"{name}, K = {settings.steps[0]}" for name in samples}
-        picture(settings.figure, {labels[name]: samples[name] for name in samples})
+        picture(settings.figure, {title(name, settings.steps[0]): samples[name] for name in samples})
     print(bandit_table(settings.results))
     return rows
 

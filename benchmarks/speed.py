@@ -39,6 +39,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from common import runs  # noqa: E402
+
 COLUMNS = ("quantity", "value", "how", "commit", "device", "versions")
 TIMEOUT = 1800  # seconds for one process
 Row = tuple[str, str, str]  # quantity, value, how it was measured
@@ -389,11 +391,7 @@ def facts(threads: int | None = None) -> dict[str, str]:
     # What is measured is the code: the tables that this writes do not make it another one.
     if git("status", "--porcelain", "--untracked-files=no", "--", "*.py"):
         commit += " with changes"
-    model = platform.processor() or platform.machine()
-    try:
-        model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()).group(1)
-    except (OSError, AttributeError):
-        pass
+    model = runs.cpu_model()
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "mujoco", "gymnasium")
     )

@@ -25,6 +25,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import resource
 import shlex
 import shutil
@@ -739,9 +740,23 @@ def versions() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
         "platform": platform.platform(),
-        "device": f"{jax.devices()[0].platform} {jax.devices()[0].device_kind}",
+        "device": device(),
         "threads": int(os.environ.get("NPROC") or _num_cpus()),
     }
+
+
+def device() -> str:
+    """Platform and model of the first device: "gpu NVIDIA H100 80GB HBM3", "cpu AMD EPYC 7B13"."""
+    first = jax.devices()[0]
+    return f"{first.platform} {cpu_model() if first.platform == 'cpu' else first.device_kind}"
+
+
+def cpu_model() -> str:
+    """The CPU as the system names it."""
+    try:
+        return re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()).group(1)
+    except (OSError, AttributeError):  # not Linux, or a CPU without a name
+        return platform.processor() or platform.machine()
 
 
 def _num_cpus() -> int:
@@ -853,6 +868,8 @@ def _start_wandb(args: Any, folder: Path) -> Any:
             dir=folder,
         )
     except Exception as error:  # no login, no network, ..
+        if args.resume is None:
+            shutil.rmtree(folder, ignore_errors=True)  # nothing was trained in it
         raise UserError(f"--track: {envs.one_line(error)} (WANDB_MODE=offline needs no login)") from error
     run.define_metric("*", step_metric="global_step")
     return run

@@ -170,3 +170,4 @@ def test_track_mirrors_every_scalar(tmp_path):
     del more["LOGIN"]
     done = scripts.run("sac_jax.py", settings, status=2, **more)
     assert done.stderr.splitlines()[-1].startswith("error: --track: RuntimeError: No API key configured. Use")
+    assert list((tmp_path / "runs").iterdir()) == [run]
