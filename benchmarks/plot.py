@@ -476,7 +476,7 @@ def cost_table(results: Results) -> str:
                     label(name),
                     env_id,
                     number(rate),
-                    f"{1e6 / rate / 3600:.1f}",
+                    f"{1e6 / rate / 3600:.2g}",
                     f"{2 * 3600 * rate / 1e6:.2f}",
                     "; ".join(sorted(places)).replace("1 threads", "1 thread"),
                 ]
