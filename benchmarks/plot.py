@@ -267,49 +267,48 @@ def common_seeds(curves: dict[str, list[Curve]]) -> str:
     return ", ".join(f"{label(name)} {seeds}" for name, seeds in each.items())
 
 
-def off_policy_table(results: Results) -> str:
-    names = FAMILIES["off-policy"]
-    rows = []
+# What the main table of a family divides by what.
+RATIOS = {
+    "off-policy": (("diffsac_jax", "sac_jax"), ("diffwpo_jax", "diffsac_jax")),
+    "on-policy": (("diffppo_jax", "ppo_jax"),),
+}
+MEANING = {
+    "off-policy": "Deterministic / stochastic policy: mean of the last ten evaluations of a run (last three where it"
+    " has fewer than twenty), mean ± standard deviation over seeds; ratios of these means.",
+    "on-policy": "Training return: mean of the last 100 training episodes of a run, mean ± standard deviation over"
+    " seeds.",
+}
+
+
+def family_table(results: Results, family: str) -> str:
+    """The scores of a family's algorithms by environment, at equal steps, and the ratios of their means."""
+    names = FAMILIES[family]
+    policies = POLICIES[:2] if family == "off-policy" else ("training",)
+    rows, found = [], {pair: [] for pair in RATIOS[family]}
     for env_id in environments(results, names):
         limit, curves = at_equal_steps(results, names, env_id)
-        cells = [
-            " / ".join(spread([curve.score(policy) for curve in curves[name]]) for policy in POLICIES[:2])
-            if name in curves
-            else "-"
-            for name in names
-        ]
+        scores = {name: [[curve.score(x) for curve in of_name] for x in policies] for name, of_name in curves.items()}
+        cells = [" / ".join(map(spread, scores[name])) if name in scores else "-" for name in names]
+        for (name, base), ratios in found.items():
+            # A ratio of negative returns says nothing.
+            if name in scores and base in scores and (np.mean(scores[base], axis=1) > 0).all():
+                ratios.append(np.mean(scores[name], axis=1) / np.mean(scores[base], axis=1))
+                cells.append(ratio_text(ratios[-1]))
+            else:
+                cells.append("-")
         rows.append([env_id, thousands(limit), common_seeds(curves), *cells])
     if not rows:
         return ""
-    header = ["Environment", "steps", "seeds", *(f"{label(name)}" for name in names)]
-    return (
-        markdown(header, rows)
-        + "\n\nDeterministic / stochastic policy: mean of the last ten evaluations of a run (last three where it has"
-        " fewer than twenty), mean ± standard deviation over seeds."
-    )
+    if any(len(ratios) > 1 for ratios in found.values()):
+        means = [ratio_text(np.mean(ratios, axis=0)) if len(ratios) > 1 else "" for ratios in found.values()]
+        rows.append(["mean of the ratios", "", "", *("" for _ in names), *means])
+    header = ["Environment", "steps", "seeds", *map(label, names)]
+    header += [f"{label(name)} / {label(base)}" for name, base in found]
+    return f"{markdown(header, rows)}\n\n{MEANING[family]}"
 
 
-def on_policy_table(results: Results) -> str:
-    names = FAMILIES["on-policy"]
-    rows, ratios = [], []
-    for env_id in environments(results, names):
-        limit, curves = at_equal_steps(results, names, env_id)
-        scores = {name: [curve.score("training") for curve in of_name] for name, of_name in curves.items()}
-        ratio = "-"
-        if "ppo_jax" in scores and "diffppo_jax" in scores and np.mean(scores["ppo_jax"]) > 0:
-            ratios.append(float(np.mean(scores["diffppo_jax"]) / np.mean(scores["ppo_jax"])))
-            ratio = f"{ratios[-1]:.2f}"
-        cells = [spread(scores[name]) if name in scores else "-" for name in names]
-        rows.append([env_id, thousands(limit), common_seeds(curves), *cells, ratio])
-    if not rows:
-        return ""
-    if len(ratios) > 1:
-        rows.append([f"mean of the {len(ratios)} ratios", "", "", *("" for _ in names), f"{np.mean(ratios):.2f}"])
-    header = ["Environment", "steps", "seeds", *(label(name) for name in names), "DiffPPO / PPO"]
-    return (
-        markdown(header, rows)
-        + "\n\nTraining return: mean of the last 100 training episodes of a run, mean ± standard deviation over seeds."
-    )
+def ratio_text(ratios: np.ndarray) -> str:
+    return " / ".join(f"{x:.2f}" for x in ratios)
 
 
 def seeds_table(results: Results, family: str) -> str:
@@ -583,8 +582,8 @@ def turning_table(path: Path) -> str:
 
 
 TABLES: dict[str, Callable[[Results, Path], str]] = {
-    "off-policy": lambda results, folder: off_policy_table(results),
-    "on-policy": lambda results, folder: on_policy_table(results),
+    "off-policy": lambda results, folder: family_table(results, "off-policy"),
+    "on-policy": lambda results, folder: family_table(results, "on-policy"),
     "off-policy-seeds": lambda results, folder: seeds_table(results, "off-policy"),
     "on-policy-seeds": lambda results, folder: seeds_table(results, "on-policy"),
     "aggregate": lambda results, folder: aggregate_table(results),
