@@ -12,7 +12,6 @@ The samples are then held against p (`measure` says how). One row per bandit, al
 benchmarks/bandit.csv; the table is printed as Markdown; the picture shows density and samples.
 """
 
-import csv
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ import tyro
 import diffsac_jax
 import diffwpo_jax
 import sac_jax
+from benchmarks.export import write_csv
 from benchmarks.plot import BANDIT_ALGORITHMS, bandit_table
 from benchmarks.speed import facts
 from common import replay
@@ -314,10 +314,7 @@ def main(settings: Settings) -> list[dict[str, Any]]:
         print(f"{name} K = {num_steps or '-'}: {time.time() - begin:.0f} s", flush=True)
         rows.sort(key=position)
         settings.results.parent.mkdir(parents=True, exist_ok=True)
-        with settings.results.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        write_csv(settings.results, rows[0], rows)
         picture(settings.figure, {title(name, settings.steps[0]): samples[name] for name in samples})
     print(bandit_table(settings.results))
     return rows

@@ -269,7 +269,8 @@ def others(old: list[dict], new: list[dict], path: Path) -> list[dict]:
 
 
 def write_csv(path: Path, columns: Iterable[str], rows: list[dict]) -> None:
-    """Written beside and renamed into place."""
+    """Written beside and renamed into place. Floats get four decimals."""
+    rows = [{name: f"{x:.4f}" if isinstance(x, float) else x for name, x in row.items()} for row in rows]
     beside = path.with_suffix(".part")
     with beside.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")

@@ -22,7 +22,6 @@ compilation and evaluation. A value is the median over the rounds, with the smal
 """
 
 import argparse
-import csv
 import importlib.metadata
 import json
 import os
@@ -39,6 +38,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import export, plot  # noqa: E402
 from common import runs  # noqa: E402
 
 COLUMNS = ("quantity", "value", "how", "commit", "device", "versions")
@@ -404,16 +404,9 @@ def facts(threads: int | None = None) -> dict[str, str]:
 
 def save(path: Path, rows: list[dict]) -> None:
     """Replaces the rows of the same quantities, keeps the others."""
-    kept = []
-    if path.exists():
-        with path.open(newline="") as file:
-            kept = list(csv.DictReader(file))
     new = {row["quantity"]: row for row in rows}
-    merged = [new.pop(row["quantity"], row) for row in kept] + list(new.values())
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(merged)
+    merged = [new.pop(row["quantity"], row) for row in plot.read_rows(path)] + list(new.values())
+    export.write_csv(path, COLUMNS, merged)
 
 
 def main() -> int:

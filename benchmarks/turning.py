@@ -131,18 +131,15 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     new = {(row["exp_name"], row["seed"]) for row in measured}
-    rows = kept + [
-        {name: f"{x:.4f}" if isinstance(x, float) else str(x) for name, x in row.items()} for row in measured
-    ]
+    rows = kept + measured
     rows.sort(key=lambda row: (row["exp_name"], int(row["seed"]), int(row["heading"])))
     export.write_csv(results, measured[0], rows)
     for exp_name, seed in sorted(new):
         of = [row for row in rows if (row["exp_name"], row["seed"]) == (exp_name, seed)]
         side = min(min(float(row["left"]), float(row["right"])) for row in of)
         middle = max(float(row["middle"]) for row in of)
-        print(
-            f"{exp_name} seed {seed}: return {of[0]['return']}, smallest side {side:.3f}, largest middle {middle:.3f}"
-        )
+        score = float(of[0]["return"])
+        print(f"{exp_name} seed {seed}: return {score:.4f}, smallest side {side:.3f}, largest middle {middle:.3f}")
     return 0
 
 
