@@ -51,7 +51,7 @@ diffppo_no_entropy | diffppo_jax.py | --alpha 0 | HalfCheetah-v4 Hopper-v4 Walke
 diffsac_jax | diffsac_jax.py |  | Hopper-v4 | 1 2 3 | 150000
 diffsac_jax | diffsac_jax.py |  | Pendulum-v1 | 1 2 3 | 20000
 diffsac_jax | diffsac_jax.py |  | Walker2d-v4 | 1 | 100000
-diffwpo_jax | diffwpo_jax.py |  | Hopper-v4 | 1 | 150000
+diffwpo_jax | diffwpo_jax.py |  | Hopper-v4 | 1 2 3 | 150000
 diffwpo_jax | diffwpo_jax.py |  | Walker2d-v4 | 1 | 100000
 ppo_ent0 | ppo_jax.py |  | HalfCheetah-v4 | 1 | 480000
 ppo_ent0 | ppo_jax.py |  | Hopper-v4 | 2 3 | 480000
