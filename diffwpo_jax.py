@@ -98,7 +98,7 @@ class Args:
     """units of the network's output: a prediction of the action, or of the step's noise"""
     precondition: bool = True
     """precondition the actor's gradient with the Fisher information of a Gaussian's mean and standard deviation"""
-    kl_bound: float = 0.1
+    kl_bound: float = 0.2
     """trust region: bound per action dimension on the KL, summed over K kernels, of the actor from its Polyak copy"""
     kl_multiplier: float = 0.3
     """multiplier of the trust region at the start, learned at q_lr; 0: no trust region"""
