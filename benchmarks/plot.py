@@ -422,6 +422,27 @@ def search_table(results: Results) -> str:
     return markdown(header, rows) if rows else ""
 
 
+def bound_table(results: Results) -> str:
+    """DiffWPO with other trust regions (`diffwpo_bound{--kl-bound}`) beside its default and DiffSAC, at equal steps."""
+    tried = sorted(name for name in results if re.match(r"diffwpo_bound[0-9.]+$", name))
+    names = ("diffsac_jax", "diffwpo_jax", *tried)
+    columns = {env_id: at_equal_steps(results, names, env_id) for env_id in environments(results, tuple(tried))}
+    rows = []
+    for name in names:
+        cells = []
+        for _, curves in columns.values():
+            of_name = curves.get(name, [])
+            scores = " / ".join(
+                spread([curve.score(policy) for curve in of_name]) for policy in POLICIES[:2] if of_name
+            )
+            cells.append(f"{scores} (seeds {seeds_of(of_name)})" if of_name else "-")
+        if any(cell != "-" for cell in cells):
+            script, flags = (next(iter(results[name].values()))[0].columns[x] for x in ("script", "arguments"))
+            rows.append([label(script), settings_of(flags), *cells])
+    header = ["Algorithm", "arguments", *(f"{env_id}, {thousands(limit)}" for env_id, (limit, _) in columns.items())]
+    return markdown(header, rows) if tried else ""
+
+
 REFERENCE_METRICS = {
     "training": "training return",
     "deterministic": "evaluation return of the deterministic policy",
@@ -589,6 +610,7 @@ TABLES: dict[str, Callable[[Results, Path], str]] = {
     "aggregate": lambda results, folder: aggregate_table(results),
     "diffsac-k": lambda results, folder: ablation_table(results, "diffsac", "diffsac_jax", POLICIES[:2]),
     "diffppo-k": lambda results, folder: ablation_table(results, "diffppo", "", ("training", "stochastic")),
+    "diffwpo-bound": lambda results, folder: bound_table(results),
     "search": lambda results, folder: search_table(results),
     "reference": lambda results, folder: reference_table(results, read_rows(folder / "reference.csv")),
     "cost": lambda results, folder: cost_table(results),

@@ -46,6 +46,10 @@ def checkout(tmp_path_factory):
             export.merge(made_up_rows(f"diffsac_k{k}", "Hopper-v4", seed, 9, k), folder / "results")
             export.merge(made_up_rows(f"diffppo_k{k}", "Hopper-v4", seed, 9, k), folder / "results")
     export.merge(
+        made_up_rows("diffwpo_bound0.1", "Hopper-v4", 1, 9, 1, "--kl-bound 0.1", script="diffwpo_jax"),
+        folder / "results",
+    )
+    export.merge(
         made_up_rows("ppo_ent0.01", "Hopper-v4", 2, 9, 1, "--total-timesteps 90000 --ent-coef 0.01", script="ppo_jax"),
         folder / "results",
     )
@@ -140,6 +144,14 @@ def test_tables_by_hand(checkout):
     _, _, hopper, _, means, *_ = plot.family_table(results, "on-policy").splitlines()
     assert hopper == "| Hopper-v4 | 150k | 1 2 3 | 38.5 ± 0.5 | - | 76.0 ± 0.5 | - | 1.97 |"
     assert means == "| mean of the ratios |  |  |  |  |  |  | 1.97 |"
+    # Nine evaluations: the last three stochastic ones of DiffSAC are 20 * 8 + seed.
+    header, _, *rows = plot.bound_table(results).splitlines()
+    assert header == "| Algorithm | arguments | Hopper-v4, 90k |"
+    assert rows == [
+        "| DiffSAC | defaults | 324 ± 2.0 / 162 ± 1.0 (seeds 1 2 3) |",
+        "| DiffWPO | defaults | 244 ± 2.0 / 122 ± 1.0 (seeds 1 2 3) |",
+        "| DiffWPO | `--kl-bound 0.1` | 18.0 / 9.0 (seeds 1) |",
+    ]
     # All DiffSAC scores are above all SAC scores.
     line = next(x for x in plot.aggregate_table(results).splitlines() if "DiffSAC against SAC | deterministic" in x)
     assert line.endswith("| 1.99 (1.98 to 1.99) | 1.00 | 1.00 (1.00 to 1.00) |"), line
