@@ -99,7 +99,7 @@ class Args:
     precondition: bool = True
     """precondition the actor's gradient with the Fisher information of a Gaussian's mean and standard deviation"""
     kl_bound: float = 0.2
-    """trust region: bound per action dimension on the KL, summed over K kernels, of the actor from its Polyak copy"""
+    """trust region: bound, times A, on KL(Polyak copy || actor) of the kernels, summed over K steps and A dimensions"""
     kl_multiplier: float = 0.3
     """multiplier of the trust region at the start, learned at q_lr; 0: no trust region"""
 
@@ -369,7 +369,7 @@ def update(args, agent, key, batch):
         updates, alpha_opt_state = optax.adam(args.q_lr).update(grad, agent.alpha_opt_state)
         agent = agent.replace(log_alpha=agent.log_alpha + updates, alpha_opt_state=alpha_opt_state)
 
-    # Loss of log lambda, the trust region's multiplier: -exp(log lambda) stopgrad(kl - bound).
+    # Loss of log lambda, the trust region's multiplier: -exp(log lambda) stopgrad(kl - bound A).
     grad = -jnp.exp(agent.log_kl_multiplier) * (actor_metrics["diffusion/kl"] - args.kl_bound * agent.actor.action_size)
     updates, kl_opt_state = optax.adam(args.q_lr).update(grad, agent.kl_opt_state)
     agent = agent.replace(log_kl_multiplier=agent.log_kl_multiplier + updates, kl_opt_state=kl_opt_state)

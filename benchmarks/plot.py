@@ -276,7 +276,7 @@ MEANING = {
     "off-policy": "Deterministic / stochastic policy: mean of the last ten evaluations of a run (last three where it"
     " has fewer than twenty), mean ± standard deviation over seeds; ratios of these means.",
     "on-policy": "Training return: mean of the last 100 training episodes of a run, mean ± standard deviation over"
-    " seeds.",
+    " seeds; ratio of these means.",
 }
 
 
@@ -300,7 +300,10 @@ def family_table(results: Results, family: str) -> str:
     if not rows:
         return ""
     if any(len(ratios) > 1 for ratios in found.values()):
-        means = [ratio_text(np.mean(ratios, axis=0)) if len(ratios) > 1 else "" for ratios in found.values()]
+        means = [
+            f"{ratio_text(np.mean(ratios, axis=0))} ({len(ratios)} environments)" if len(ratios) > 1 else ""
+            for ratios in found.values()
+        ]
         rows.append(["mean of the ratios", "", "", *("" for _ in names), *means])
     header = ["Environment", "steps", "seeds", *map(label, names)]
     header += [f"{label(name)} / {label(base)}" for name, base in found]
@@ -432,15 +435,14 @@ def bound_table(results: Results) -> str:
         cells = []
         for _, curves in columns.values():
             of_name = curves.get(name, [])
-            scores = " / ".join(
-                spread([curve.score(policy) for curve in of_name]) for policy in POLICIES[:2] if of_name
-            )
-            cells.append(f"{scores} (seeds {seeds_of(of_name)})" if of_name else "-")
+            scores = [[curve.score(policy) for curve in of_name] for policy in POLICIES[:2]]
+            seeds = f"seed{'s' if len(of_name) > 1 else ''} {seeds_of(of_name)}"
+            cells.append(f"{' / '.join(map(spread, scores))} ({seeds})" if of_name else "-")
         if any(cell != "-" for cell in cells):
             script, flags = (next(iter(results[name].values()))[0].columns[x] for x in ("script", "arguments"))
             rows.append([label(script), settings_of(flags), *cells])
     header = ["Algorithm", "arguments", *(f"{env_id}, {thousands(limit)}" for env_id, (limit, _) in columns.items())]
-    return markdown(header, rows) if tried else ""
+    return f"{markdown(header, rows)}\n\n{MEANING['off-policy'].split(';')[0]}." if tried else ""
 
 
 REFERENCE_METRICS = {
@@ -496,7 +498,7 @@ def cost_table(results: Results) -> str:
                     label(name),
                     env_id,
                     number(rate),
-                    f"{1e6 / rate / 3600:.2g}",
+                    f"{1e6 / rate / 3600:.{1 if rate < 1000 else 3}f}",
                     f"{2 * 3600 * rate / 1e6:.2f}",
                     "; ".join(sorted(places)).replace("1 threads", "1 thread"),
                 ]

@@ -102,6 +102,11 @@ def test_a_seed_replaces_its_rows(tmp_path):
     assert [row["training_return"] for row in rows] == ["2.500", "4.500", "12.500", "14.500"]
 
 
+def test_write_csv(tmp_path):
+    export.write_csv(tmp_path / "x.csv", ["a", "b"], [{"a": 1 / 3, "b": "two"}, {"a": 4, "b": "0.123456"}])
+    assert (tmp_path / "x.csv").read_bytes() == b"a,b\n0.3333,two\n4,0.123456\n"
+
+
 def test_vmapped_seeds(tmp_path):
     """A run of several seeds gives each its rows, the same as a run of its own."""
     together = export.read_run(make_run(tmp_path / "runs" / "both", seed=1, num_seeds=2))

@@ -139,18 +139,18 @@ def test_tables_by_hand(checkout):
     assert (
         walker == "| Walker2d-v4 | 150k | 1 2 3 | 284 ± 2.0 / 142 ± 1.0 | 564 ± 2.0 / 282 ± 1.0 | - | 1.99 / 1.99 | - |"
     )
-    assert means == "| mean of the ratios |  |  |  |  |  | 1.98 / 1.98 |  |"
+    assert means == "| mean of the ratios |  |  |  |  |  | 1.98 / 1.98 (2 environments) |  |"
     # Training return at 150k: (5 * 15 + seed) / 2 against (10 * 15 + seed) / 2.
     _, _, hopper, _, means, *_ = plot.family_table(results, "on-policy").splitlines()
     assert hopper == "| Hopper-v4 | 150k | 1 2 3 | 38.5 ± 0.5 | - | 76.0 ± 0.5 | - | 1.97 |"
-    assert means == "| mean of the ratios |  |  |  |  |  |  | 1.97 |"
+    assert means == "| mean of the ratios |  |  |  |  |  |  | 1.97 (2 environments) |"
     # Nine evaluations: the last three stochastic ones of DiffSAC are 20 * 8 + seed.
-    header, _, *rows = plot.bound_table(results).splitlines()
+    header, _, *rows, _, _ = plot.bound_table(results).splitlines()
     assert header == "| Algorithm | arguments | Hopper-v4, 90k |"
     assert rows == [
         "| DiffSAC | defaults | 324 ± 2.0 / 162 ± 1.0 (seeds 1 2 3) |",
         "| DiffWPO | defaults | 244 ± 2.0 / 122 ± 1.0 (seeds 1 2 3) |",
-        "| DiffWPO | `--kl-bound 0.1` | 18.0 / 9.0 (seeds 1) |",
+        "| DiffWPO | `--kl-bound 0.1` | 18.0 / 9.0 (seed 1) |",
     ]
     # All DiffSAC scores are above all SAC scores.
     line = next(x for x in plot.aggregate_table(results).splitlines() if "DiffSAC against SAC | deterministic" in x)

@@ -51,6 +51,8 @@ def test_run_folder_says_all_about_the_run(trained):
     assert args["script"] == script.removesuffix(".py") and args["total_timesteps"] == 200
     versions = json.loads((run / "versions.json").read_text())
     assert {"git_commit", "python", "jax", "flax", "gymnasium", "mujoco", "device", "threads"} <= set(versions)
+    platform, model = versions["device"].split(" ", 1)
+    assert platform == jax.devices()[0].platform and model != platform
     assert (run / "agent.msgpack").stat().st_size > 0 and list(run.glob("events.*"))
     rows = scripts.scalars(run)
     tags = {tag for _, _, tag, _ in rows}
@@ -171,3 +173,8 @@ def test_track_mirrors_every_scalar(tmp_path):
     done = scripts.run("sac_jax.py", settings, status=2, **more)
     assert done.stderr.splitlines()[-1].startswith("error: --track: RuntimeError: No API key configured. Use")
     assert list((tmp_path / "runs").iterdir()) == [run]
+    # A run that is to go on keeps what it has.
+    before = sorted(path.name for path in run.iterdir())
+    done = scripts.run("sac_jax.py", {"resume": run}, status=2, **more)
+    assert "--track: RuntimeError: No API key" in done.stderr
+    assert sorted(path.name for path in run.iterdir()) == before
