@@ -48,7 +48,7 @@ diffppo_k2 | diffppo_jax.py | --num-denoising-steps 2 | Hopper-v4 | 1 2 3 | 4800
 diffppo_k4 | diffppo_jax.py | --num-denoising-steps 4 | Hopper-v4 | 1 2 3 | 480000
 diffppo_k8 | diffppo_jax.py |  | Hopper-v4 | 1 2 3 | 480000
 diffppo_no_entropy | diffppo_jax.py | --alpha 0 | HalfCheetah-v4 Hopper-v4 Walker2d-v4 | 1 2 3 | 1000000
-diffsac_jax | diffsac_jax.py |  | HalfCheetah-v4 | 1 | 100000
+diffsac_jax | diffsac_jax.py |  | HalfCheetah-v4 | 1 2 | 100000
 diffsac_jax | diffsac_jax.py |  | Hopper-v4 | 1 2 3 | 150000
 diffsac_jax | diffsac_jax.py |  | Pendulum-v1 | 1 2 3 | 20000
 diffsac_jax | diffsac_jax.py |  | Walker2d-v4 | 1 2 3 | 100000
