@@ -54,7 +54,7 @@ diffsac_jax | diffsac_jax.py |  | Pendulum-v1 | 1 2 3 | 20000
 diffsac_jax | diffsac_jax.py |  | Walker2d-v4 | 1 2 3 | 100000
 diffwpo_bound0.1 | diffwpo_jax.py | --kl-bound 0.1 | Hopper-v4 | 1 2 3 | 150000
 diffwpo_bound0.1 | diffwpo_jax.py | --kl-bound 0.1 | Walker2d-v4 | 1 | 100000
-diffwpo_jax | diffwpo_jax.py |  | HalfCheetah-v4 | 1 | 100000
+diffwpo_jax | diffwpo_jax.py |  | HalfCheetah-v4 | 1 2 | 100000
 diffwpo_jax | diffwpo_jax.py |  | Hopper-v4 Walker2d-v4 | 1 2 3 | 100000
 ppo_ent0 | ppo_jax.py |  | HalfCheetah-v4 | 1 | 480000
 ppo_ent0 | ppo_jax.py |  | Hopper-v4 | 2 3 | 480000
