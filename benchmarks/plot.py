@@ -106,10 +106,8 @@ def load(folder: Path) -> Results:
     """All results of a folder."""
     results: Results = {}
     for path in sorted(folder.glob("*.csv")):
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
         by_seed: dict[int, list[dict]] = {}
-        for row in rows:
+        for row in read_rows(path):
             by_seed.setdefault(int(row["seed"]), []).append(row)
         for seed, rows_of_seed in sorted(by_seed.items()):
             rows_of_seed.sort(key=lambda row: int(row["global_step"]))
@@ -274,9 +272,9 @@ RATIOS = {
 }
 MEANING = {
     "off-policy": "Deterministic / stochastic policy: mean of the last ten evaluations of a run (last three where it"
-    " has fewer than twenty), mean ± standard deviation over seeds; ratios of these means.",
+    " has fewer than twenty), mean ± standard deviation over seeds",
     "on-policy": "Training return: mean of the last 100 training episodes of a run, mean ± standard deviation over"
-    " seeds; ratio of these means.",
+    " seeds",
 }
 
 
@@ -307,7 +305,7 @@ def family_table(results: Results, family: str) -> str:
         rows.append(["mean of the ratios", "", "", *("" for _ in names), *means])
     header = ["Environment", "steps", "seeds", *map(label, names)]
     header += [f"{label(name)} / {label(base)}" for name, base in found]
-    return f"{markdown(header, rows)}\n\n{MEANING[family]}"
+    return f"{markdown(header, rows)}\n\n{MEANING[family]}; ratios of these means."
 
 
 def ratio_text(ratios: np.ndarray) -> str:
@@ -442,7 +440,7 @@ def bound_table(results: Results) -> str:
             script, flags = (next(iter(results[name].values()))[0].columns[x] for x in ("script", "arguments"))
             rows.append([label(script), settings_of(flags), *cells])
     header = ["Algorithm", "arguments", *(f"{env_id}, {thousands(limit)}" for env_id, (limit, _) in columns.items())]
-    return f"{markdown(header, rows)}\n\n{MEANING['off-policy'].split(';')[0]}." if tried else ""
+    return f"{markdown(header, rows)}\n\n{MEANING['off-policy']}." if tried else ""
 
 
 REFERENCE_METRICS = {
