@@ -160,11 +160,14 @@ def read_run(folder: Path, allow_dirty: bool = False, allow_unfinished: bool = F
             scalars = [row for row in csv.reader(file) if len(row) == 5][1:]
     except (OSError, ValueError) as error:
         raise ExportError(f"{folder} is not a run folder: {error}") from None
-    states = [version.get("git_dirty") for version in (versions, *versions.get("resumed", []))]
-    versions["git_dirty"] = True if True in states else None if None in states else False
-    if versions["git_dirty"] is not False and not allow_dirty:
-        why = "its tree had changes" if versions["git_dirty"] else "its commit is unknown"
-        raise ExportError(f"{folder} cannot be traced to a commit ({why}); --allow-dirty exports it")
+    ran = [versions, *versions.get("resumed", [])]
+    states = [version.get("git_dirty") for version in ran]
+    if not allow_dirty and any(states):
+        raise ExportError(f"{folder} cannot be traced to a commit (its tree had changes); --allow-dirty exports it")
+    if not allow_dirty and None in states:
+        raise ExportError(f"{folder} cannot be traced to a commit (it is unknown); --allow-dirty exports it")
+    if any("step" not in version for version in ran[1:]):
+        raise ExportError(f"{folder} was resumed with other versions, and does not say from which step on")
     if (how := state(folder)) != "finished" and not allow_unfinished:
         why = "has not finished" if how == "unfinished" else "has a seed that was stopped by NaN or infinity"
         raise ExportError(f"{folder} {why}; --allow-unfinished exports what is there")
@@ -174,18 +177,30 @@ def read_run(folder: Path, allow_dirty: bool = False, allow_unfinished: bool = F
             "env_id": args["env_id"],
             "exp_name": args["exp_name"],
             "script": args["script"],
-            "commit": versions["git_commit"] or "",
-            "dirty": "" if versions["git_dirty"] is None else str(versions["git_dirty"]).lower(),
-            **{name: versions[name] for name in ("python", "jax", "flax", "mujoco", "gymnasium", "device", "threads")},
             "arguments": arguments(args["script"], values),
         }
         seeds = range(args["seed"], args["seed"] + args["num_seeds"])
         rows = [row for seed in seeds for row in _rows(args, [s for s in scalars if s[2] == str(seed)])]
+        provenance = [_provenance(version) for version in ran]
     except (KeyError, ValueError) as error:
         raise ExportError(f"{folder} cannot be read: {type(error).__name__}: {error}") from None
     if not rows:
         raise ExportError(f"{folder} has no evaluation")
-    return [{name: str({**constants, **row}[name]) for name in COLUMNS} for row in rows]
+    for row in rows:
+        # A checkpoint's step may be resumed from more than once: the last time counts.
+        start = max(i for i, version in enumerate(ran) if version.get("step", -1) < row["global_step"])
+        row.update(constants, **provenance[start])
+    return [{name: str(row[name]) for name in COLUMNS} for row in rows]
+
+
+def _provenance(versions: dict) -> dict:
+    """The columns that say what a row was measured with, from a part of versions.json."""
+    dirty = versions["git_dirty"]
+    return {
+        "commit": versions["git_commit"] or "",
+        "dirty": "" if dirty is None else str(dirty).lower(),
+        **{name: versions[name] for name in ("python", "jax", "flax", "mujoco", "gymnasium", "device", "threads")},
+    }
 
 
 def _rows(args: dict, scalars: list[list[str]]) -> list[dict]:

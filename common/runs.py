@@ -326,6 +326,7 @@ class Run:
         with self._writing():
             if self.args.resume is not None:
                 self._write_args()  # with what was changed
+                self._add_versions()
             self._open_logs(log_bytes)
         return state
 
@@ -350,18 +351,23 @@ class Run:
                 self.events[-1].write_event(Event(step=purge, file_version="brain.Event:2"))
                 self.events[-1].write_event(Event(step=purge, session_log=SessionLog(status=SessionLog.START)))
 
-    def _compare_versions(self) -> None:
+    def _stored_versions(self) -> dict:
         try:
-            before = json.loads((self.folder / "versions.json").read_text())
+            return json.loads((self.folder / "versions.json").read_text())
         except (OSError, ValueError):
-            return
-        changed = {k: v for k, v in self.versions.items() if before.get(k) != v and k != "platform"}
+            return {}
+
+    def _compare_versions(self) -> None:
+        changed = _changes(self._stored_versions(), self.versions)
         if changed:
-            listed = ", ".join(f"{name} {before.get(name)} -> {value}" for name, value in changed.items())
-            self.say(f"not the versions that this run began with, so its numbers may differ: {listed}")
-            before.setdefault("resumed", []).append(self.versions)
-            with self._writing():
-                _write_json(self.folder / "versions.json", before)
+            self.say(f"not the versions that this run began with, so its numbers may differ: {', '.join(changed)}")
+
+    def _add_versions(self) -> None:
+        """Notes the step from which these versions run, unless they are the last ones that ran here."""
+        stored = self._stored_versions()
+        if _changes(stored.get("resumed", [stored])[-1], self.versions):
+            stored.setdefault("resumed", []).append({"step": self.step, **self.versions})
+            _write_json(self.folder / "versions.json", stored)
 
     def header(self, parameters: Any, buffer: int = 0) -> None:
         """Says what is about to run. `parameters`: the policy's; `buffer`: bytes of replay per seed."""
@@ -718,6 +724,13 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def _changes(before: dict, now: dict) -> list[str]:
+    """What differs between two results of `versions`, in words; none if it is not known what was before."""
+    if not before:
+        return []
+    return [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v and k != "platform"]
 
 
 def versions() -> dict[str, Any]:

@@ -107,6 +107,31 @@ def test_write_csv(tmp_path):
     assert (tmp_path / "x.csv").read_bytes() == b"a,b\n0.3333,two\n4,0.123456\n"
 
 
+def test_a_resumed_run_names_what_each_row_was_measured_with(tmp_path):
+    run = make_run(tmp_path / "runs" / "a")
+
+    def exported(*resumed):
+        (run / "versions.json").write_text(json.dumps({**VERSIONS, "resumed": resumed}))
+        return [(row["global_step"], row["commit"], row["jax"]) for row in export.read_run(run)]
+
+    first, later, last = (
+        VERSIONS,
+        VERSIONS | {"git_commit": "fedcba", "jax": "0.11.0"},
+        VERSIONS | {"git_commit": "f00"},
+    )
+    assert exported({"step": 200, **later}) == [("200", first["git_commit"], "0.10.2"), ("400", "fedcba", "0.11.0")]
+    # Resumed twice from the same checkpoint: what the first attempt measured was made again.
+    assert exported({"step": 150, **later}, {"step": 150, **last}) == [
+        ("200", "f00", "0.10.2"),
+        ("400", "f00", "0.10.2"),
+    ]
+    assert exported({"step": 400, **later})[-1] == ("400", first["git_commit"], "0.10.2")
+    with pytest.raises(export.ExportError, match="does not say from which step"):
+        exported(later)
+    with pytest.raises(export.ExportError, match="its tree had changes"):
+        exported({"step": 200, **later, "git_dirty": True})
+
+
 def test_vmapped_seeds(tmp_path):
     """A run of several seeds gives each its rows, the same as a run of its own."""
     together = export.read_run(make_run(tmp_path / "runs" / "both", seed=1, num_seeds=2))

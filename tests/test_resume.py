@@ -112,7 +112,7 @@ def test_in_pieces_equals_in_one_go(script, tmp_path):
     assert_equal_runs(pieces, whole)
     assert_tensorboard_shows_one_curve(pieces)
     if script == "sac_jax.py":
-        assert_arguments_are_kept(script, whole)
+        assert_other_versions_are_noted(script, assert_arguments_are_kept(script, whole))
     if "anneal-lr" in SETTINGS[script]:
         assert_annealing_fixes_the_length(script, whole)
 
@@ -129,6 +129,18 @@ def assert_arguments_are_kept(script, whole):
     done = run(script, {"resume": moved, "total-timesteps": 400, "seed": 1}, status=2)
     assert "--total-timesteps 400 is below the checkpoint's step 800" in done.stderr
     assert (moved / "args.json").read_bytes() == before and (moved / "scalars.csv").read_bytes() == rows
+    return moved
+
+
+def assert_other_versions_are_noted(script, folder):
+    """A run that other code goes on with says from which step on; the same code again adds nothing."""
+    versions = json.loads((folder / "versions.json").read_text())
+    (folder / "versions.json").write_text(json.dumps({**versions, "git_commit": "other"}))
+    for total in (850, 900):
+        done = run(script, {"resume": folder, "total-timesteps": total})
+        assert f"git_commit other -> {versions['git_commit']}" in done.stdout
+        stored = json.loads((folder / "versions.json").read_text())
+        assert stored == {**versions, "git_commit": "other", "resumed": [{"step": 800, **versions}]}
 
 
 def assert_annealing_fixes_the_length(script, whole):
