@@ -262,7 +262,7 @@ def init_state(args, env, key):
 def policy_terms(args, agent, obs):
     """The drift with the normalised observations `[B, O]` bound, and the noise schedule."""
     params = agent.params["actor"]
-    schedule = diffusion.NoiseSchedule(jax.nn.sigmoid(params["noise_logits"]), args.prior_std, args.prediction)
+    schedule = diffusion.NoiseSchedule(params["noise_logits"], args.prior_std, args.prediction)
     return lambda latent, k: agent.actor.apply(params["drift"], network_input(args, obs, latent, k)), schedule
 
 
@@ -345,8 +345,8 @@ def make_batch(args, agent, key, rollout):
     advantage = gae(args, reward, chain_value, bootstrap, rollout.terminated, rollout.truncated)
     target = (advantage + chain_value)[:, None] + args.alpha * before
     batch = Batch(obs, latent, next_latent, k, log_prob, value, target - value, target)
-    metrics = {"losses/explained_variance": 1.0 - batch.advantage.var() / batch.target.var()}
-    metrics |= {"losses/entropy": -log_likelihood.mean(), "diffusion/beta_min": schedule.beta.min()}
+    metrics = {"losses/explained_variance": 1.0 - batch.advantage.var() / (batch.target.var() + 1e-8)}
+    metrics |= {"losses/entropy": -log_likelihood.mean(), **diffusion.noise_level_metrics(schedule)}
     metrics |= {f"diffusion/log_ratio_{i}": log_ratio[:, -i].mean() for i in range(1, args.num_denoising_steps + 1)}
     return jax.tree.map(lambda x: x.reshape(args.num_rows, *x.shape[value.ndim :]), batch), metrics
 

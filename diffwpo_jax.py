@@ -250,7 +250,7 @@ def transition_row(env):
 def policy_terms(args, agent, obs):
     """The drift with the observations `[B, O]` bound, and the noise schedule."""
     params = agent.actor_params
-    schedule = diffusion.NoiseSchedule(jax.nn.sigmoid(params["noise_logits"]), args.prior_std, args.prediction)
+    schedule = diffusion.NoiseSchedule(params["noise_logits"], args.prior_std, args.prediction)
     return lambda latent, k: agent.actor.apply(params["drift"], obs, latent, k), schedule
 
 
@@ -379,7 +379,7 @@ def update(args, agent, key, batch):
     target_params = optax.incremental_update(agent.critic_params, agent.target_params, args.tau)
     metrics = {"losses/alpha": jnp.exp(agent.log_alpha), "losses/entropy": -log_prob.mean()}
     metrics |= {f"diffusion/log_ratio_{k + 1}": x for k, x in enumerate(chain.log_ratio.mean(axis=1))}
-    metrics |= {"diffusion/beta_min": jax.nn.sigmoid(agent.actor_params["noise_logits"]).min()}
+    metrics |= diffusion.noise_level_metrics(policy_terms(args, agent, batch.obs)[1])
     return agent.replace(target_params=target_params), {**qf_metrics, **actor_metrics, **metrics}
 
 

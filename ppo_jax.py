@@ -298,7 +298,7 @@ def make_batch(args, agent, rollout):
     log_prob = distributions.gaussian_log_prob(rollout.sample, *policy_terms(args, agent, rollout.obs))
     advantage = gae(args, rollout.reward, value, bootstrap, rollout.terminated, rollout.truncated)
     batch = Batch(rollout.obs, rollout.sample, log_prob, value, advantage, advantage + value)
-    metrics = {"losses/explained_variance": 1.0 - batch.advantage.var() / batch.target.var()}
+    metrics = {"losses/explained_variance": 1.0 - batch.advantage.var() / (batch.target.var() + 1e-8)}
     return jax.tree.map(lambda x: x.reshape(args.num_rows, *x.shape[value.ndim :]), batch), metrics
 
 

@@ -42,15 +42,33 @@ DriftFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 @struct.dataclass
 class NoiseSchedule:
-    """Noise levels `beta` `[K, A]` (beta[k-1] is beta_k), the prior's standard deviation nu and the choice of c_k."""
+    """Logits b `[K, A]` of the noise levels beta_k = sigmoid(b[k-1]), the prior's deviation nu, and the choice of c_k.
 
-    beta: jax.Array
+    Everything is computed from log beta and log(1 - beta), which the logits give without loss: training may drive
+    beta_K so close to 1 that 1 - beta is 0 in float32, and the gradient of its root infinite.
+    """
+
+    logits: jax.Array
     prior_std: float = struct.field(pytree_node=False, default=1.0)
     prediction: str = struct.field(pytree_node=False, default="action")
 
     @property
     def num_steps(self) -> int:
-        return self.beta.shape[0]
+        return self.logits.shape[0]
+
+    @property
+    def beta(self) -> jax.Array:
+        return jax.nn.sigmoid(self.logits)
+
+    @property
+    def std(self) -> jax.Array:
+        """sqrt(beta) nu, the standard deviation of both kernels, `[K, A]`."""
+        return jnp.exp(0.5 * jax.nn.log_sigmoid(self.logits)) * self.prior_std
+
+    @property
+    def scale(self) -> jax.Array:
+        """sqrt(1 - beta), what a step keeps of the latent, `[K, A]`."""
+        return jnp.exp(0.5 * jax.nn.log_sigmoid(-self.logits))
 
 
 @struct.dataclass
@@ -83,14 +101,19 @@ def level_embedding(k: jax.Array, num_steps: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
+def noise_level_metrics(schedule: NoiseSchedule) -> dict[str, jax.Array]:
+    """Smallest and largest noise level, by TensorBoard tag."""
+    return {"diffusion/beta_min": schedule.beta.min(), "diffusion/beta_max": schedule.beta.max()}
+
+
 def drift_coefficient(schedule: NoiseSchedule) -> jax.Array:
     """c_k for every step, `[K, A]` (see the module docstring)."""
-    beta = schedule.beta
+    log_beta = jax.nn.log_sigmoid(schedule.logits)
     if schedule.prediction == "noise":
-        return jnp.sqrt(beta)
-    abar = jnp.cumprod(1.0 - beta, axis=0)
-    abar_before = jnp.concatenate([jnp.ones_like(abar[:1]), abar[:-1]])
-    return jnp.sqrt(abar_before) * beta / (1.0 - abar)
+        return jnp.exp(0.5 * log_beta)
+    log_abar = jnp.cumsum(jax.nn.log_sigmoid(-schedule.logits), axis=0)
+    log_abar_before = jnp.concatenate([jnp.zeros_like(log_abar[:1]), log_abar[:-1]])
+    return jnp.exp(0.5 * log_abar_before + log_beta) / -jnp.expm1(log_abar)
 
 
 def denoising_mean_std(
@@ -105,15 +128,13 @@ def denoising_mean_std(
 
     Returns: mean `[B, A]`, std `[A]` or `[B, A]`.
     """
-    beta = schedule.beta[k - 1]
-    mean = jnp.sqrt(1.0 - beta) * latent + drift_coefficient(schedule)[k - 1] * schedule.prior_std * drift
-    return mean, jnp.sqrt(beta) * schedule.prior_std
+    mean = schedule.scale[k - 1] * latent + drift_coefficient(schedule)[k - 1] * schedule.prior_std * drift
+    return mean, schedule.std[k - 1]
 
 
 def noising_mean_std(schedule: NoiseSchedule, latent: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and standard deviation of pi(a^k | a^{k-1}) for `latent` = a^{k-1}; shapes as in `denoising_mean_std`."""
-    beta = schedule.beta[k - 1]
-    return jnp.sqrt(1.0 - beta) * latent, jnp.sqrt(beta) * schedule.prior_std
+    return schedule.scale[k - 1] * latent, schedule.std[k - 1]
 
 
 def prior_log_prob(schedule: NoiseSchedule, latent: jax.Array) -> jax.Array:
@@ -123,7 +144,7 @@ def prior_log_prob(schedule: NoiseSchedule, latent: jax.Array) -> jax.Array:
 
 def sample_prior(key: jax.Array, schedule: NoiseSchedule, shape: tuple[int, ...]) -> jax.Array:
     """a^K ~ N(0, nu^2 I), `[*shape, A]`. The key is consumed."""
-    return schedule.prior_std * jax.random.normal(key, (*shape, schedule.beta.shape[1]))
+    return schedule.prior_std * jax.random.normal(key, (*shape, schedule.logits.shape[1]))
 
 
 def denoise_step(
@@ -173,7 +194,7 @@ def deterministic_chain(drift_fn: DriftFn, schedule: NoiseSchedule, shape: tuple
         mean, _ = denoising_mean_std(schedule, drift_fn(latent, k), latent, k)
         return mean, None
 
-    start = jnp.zeros((*shape, schedule.beta.shape[1]), schedule.beta.dtype)
+    start = jnp.zeros((*shape, schedule.logits.shape[1]), schedule.logits.dtype)
     steps = jnp.arange(1, schedule.num_steps + 1)
     return jax.lax.scan(step, start, steps, reverse=True, unroll=True)[0]
 

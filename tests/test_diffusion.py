@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.scipy.special import logit
 
 from common import diffusion
 from common.distributions import gaussian_kl, gaussian_log_prob, tanh_log_det
@@ -32,7 +33,7 @@ def test_identity_1_zero_drift_telescopes(prediction, x64, tolerance):
         for seed in range(5):
             beta_key, chain_key = jax.random.split(jax.random.key(seed))
             beta = jax.random.uniform(beta_key, (8, 3), dtype, 0.01, 0.99)
-            schedule = diffusion.NoiseSchedule(beta, prior_std=1.5, prediction=prediction)
+            schedule = diffusion.NoiseSchedule(logit(beta), prior_std=1.5, prediction=prediction)
             chain = sample(chain_key, schedule)
             assert chain.latents.dtype == dtype
             difference = diffusion.prior_log_prob(schedule, chain.latents[0]) - chain.prior_log_prob
@@ -49,8 +50,7 @@ def test_identity_2_known_normaliser(drift_scale):
     def drift_fn(latent, k):
         return jnp.tanh(latent @ weights) * jnp.sin(1.0 + k)
 
-    beta = jax.nn.sigmoid(diffusion.initial_noise_logits(8, 2))
-    schedule = diffusion.NoiseSchedule(beta, prior_std=1.5)
+    schedule = diffusion.NoiseSchedule(diffusion.initial_noise_logits(8, 2), prior_std=1.5)
 
     @jax.jit
     def log_weights(key):
@@ -68,7 +68,7 @@ def test_identity_4_entropy_bound_is_the_path_kl(slope):
     """A linear drift makes the path jointly Gaussian: H(a^0) + E[l] equals the closed-form KL between the two paths."""
     num_steps, prior_std = 5, 1.3
     beta = np.linspace(0.1, 0.7, num_steps)
-    schedule = diffusion.NoiseSchedule(jnp.asarray(beta)[:, None], prior_std, prediction="noise")
+    schedule = diffusion.NoiseSchedule(logit(beta)[:, None], prior_std, prediction="noise")
     chain = diffusion.sample_chain(jax.random.key(3), lambda latent, k: -slope * latent, schedule, (1_000_000,))
     measured = float(diffusion.chain_log_likelihood(chain).mean(dtype=jnp.float32))
 
@@ -114,7 +114,7 @@ def test_action_prediction_is_ddpm_posterior_mean():
     """The denoising mean is DDPM's posterior mean given a^k and the predicted a^0 (2006.11239, eq. 7)."""
     with jax.enable_x64(True):
         beta = jnp.linspace(0.05, 0.6, 4)[:, None]
-        schedule = diffusion.NoiseSchedule(beta, 1.0, "action")
+        schedule = diffusion.NoiseSchedule(logit(beta), 1.0, "action")
         latent, drift = jnp.array([[0.7]]), jnp.array([[-0.3]])
         abar = np.concatenate([[1.0], np.cumprod(1 - np.asarray(beta)[:, 0])])
         for k in range(1, 5):
@@ -129,8 +129,7 @@ def test_action_prediction_is_ddpm_posterior_mean():
 
 
 def test_chain_log_probs_match_the_sampled_chain():
-    beta = jax.nn.sigmoid(diffusion.initial_noise_logits(6, 2))
-    schedule = diffusion.NoiseSchedule(beta)
+    schedule = diffusion.NoiseSchedule(diffusion.initial_noise_logits(6, 2))
 
     def drift_fn(latent, k):
         return jnp.sin(latent) * jnp.cos(jnp.asarray(k, jnp.float32))
@@ -141,12 +140,50 @@ def test_chain_log_probs_match_the_sampled_chain():
 
 
 def test_deterministic_chain_follows_the_means():
-    schedule = diffusion.NoiseSchedule(jnp.array([[0.2], [0.5]]), 1.0, "noise")
+    schedule = diffusion.NoiseSchedule(logit(jnp.array([[0.2], [0.5]])), 1.0, "noise")
     latent = 0.0
     for beta in (0.5, 0.2):
         latent = np.sqrt(1 - beta) * latent + np.sqrt(beta) * 0.9
     result = diffusion.deterministic_chain(lambda latent, k: jnp.full_like(latent, 0.9), schedule, (3,))
     np.testing.assert_allclose(result, np.full((3, 1), latent), rtol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
+@pytest.mark.parametrize("extreme", [-40.0, -18.0, -17.0, 8.0, 17.0, 40.0, 200.0])
+def test_noise_levels_that_float32_rounds_to_0_or_1(prediction, extreme):
+    """Values and gradients in float32 are finite and those of float64, where sigmoid(b) is 0 or 1 to float32 too.
+
+    Training drives beta_K towards 1: nothing rewards remembering the prior's noise.
+    """
+
+    def terms(logits, latent, after):
+        schedule = diffusion.NoiseSchedule(logits, 1.3, prediction)
+
+        def drift_fn(latent, k):
+            return jnp.sin(latent + k)
+
+        log_denoise, log_noise = diffusion.chain_log_probs(drift_fn, schedule, latent)
+        means = diffusion.deterministic_chain(drift_fn, schedule, (2,))
+        steps = [diffusion.denoising_mean_std(schedule, after, after, k) for k in (1, 2, 3)]
+        # A level near 0 has densities of the order exp(1 / beta): only its means and stds are compared.
+        return steps if extreme < 0 else (steps, log_denoise, log_noise, means)
+
+    def both(dtype):
+        rng = np.random.default_rng(0)
+        logits = jnp.asarray([[-2.0, -1.0], [0.0, 0.5], [1.0, extreme]] if extreme > 0 else [[extreme], [0.0], [1.0]])
+        latent = jnp.asarray(rng.normal(size=(4, 2, logits.shape[1])), dtype)
+        values = terms(logits.astype(dtype), latent, latent[0])
+        gradient = jax.jacrev(terms)(logits.astype(dtype), latent, latent[0])
+        return jax.tree.leaves((values, gradient))
+
+    with jax.enable_x64(True):
+        exact = both(jnp.float64)
+    for x, y in zip(both(jnp.float32), exact, strict=True):
+        assert x.dtype == jnp.float32
+        np.testing.assert_allclose(x, y, rtol=2e-4, atol=1e-5)
+    if extreme < 0 and prediction == "action":
+        schedule = diffusion.NoiseSchedule(jnp.array([[extreme], [0.0]], jnp.float32))
+        assert float(diffusion.drift_coefficient(schedule)[0, 0]) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_initial_noise_levels():

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.scipy.special import logit
 
 import diffsac_jax
 import sac_jax
@@ -124,7 +125,7 @@ def test_turning_results_and_their_table(turning_run, tmp_path):
 
 def test_entropy_terms_are_exact_without_drift():
     """f = 0: every path gives log p(a^0) itself, so the bound and the estimate are the same sample of the entropy."""
-    schedule = diffusion.NoiseSchedule(jnp.full((4, 2), 0.3), prior_std=0.7)
+    schedule = diffusion.NoiseSchedule(logit(jnp.full((4, 2), 0.3)), prior_std=0.7)
     terms = jax.jit(
         lambda key: diffusion.entropy_terms(key, lambda a, k: jnp.zeros_like(a), schedule, (20_000,), tanh_log_det)
     )(jax.random.key(0))
@@ -140,7 +141,7 @@ def test_entropy_terms_are_exact_without_drift():
 def test_entropy_estimate_rises_to_the_entropy():
     """A linear drift makes a^0 Gaussian with known variance: bound < estimate(4) < estimate(64) < entropy."""
     beta, slope = np.linspace(0.1, 0.7, 5), 0.8
-    schedule = diffusion.NoiseSchedule(jnp.asarray(beta, jnp.float32)[:, None], 1.3, "noise")
+    schedule = diffusion.NoiseSchedule(logit(beta)[:, None], 1.3, "noise")
     variance = 1.3**2
     for b in beta[::-1]:
         variance = (np.sqrt(1 - b) - slope * np.sqrt(b) * 1.3) ** 2 * variance + b * 1.3**2

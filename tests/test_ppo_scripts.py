@@ -40,7 +40,7 @@ def test_run_folder(trained):
     learning = {"policy_loss", "value_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "explained_variance"}
     assert tags >= {f"losses/{name}" for name in learning} | {"losses/first_ratio_error", "charts/learning_rate"}
     assert tags >= {"eval/episodic_return_stochastic", "eval/episodic_return_deterministic"}
-    diffusion = {"diffusion/beta_min", "diffusion/log_ratio_1", "diffusion/log_ratio_2"}
+    diffusion = {"diffusion/beta_min", "diffusion/beta_max", "diffusion/log_ratio_1", "diffusion/log_ratio_2"}
     diffusion |= {"diffusion/entropy_bound", "diffusion/entropy_estimate"}
     assert (tags & diffusion) == (diffusion if script.startswith("diff") else set())
     assert all(np.isfinite(float(value)) for *_, value in rows)
