@@ -2,6 +2,7 @@
 
     python benchmarks/plot.py             figures into benchmarks/figures, tables into README.md and the other pages
     python benchmarks/plot.py --tables    tables only (needs no matplotlib)
+    python benchmarks/plot.py --results FOLDER    of your own CSV files, into FOLDER/figures and FOLDER/README.md
 
 A table is whatever stands between `<!-- table NAME -->` and `<!-- end -->` in README.md, benchmarks/README.md or a page
 of docs/; `<!-- figure NAME: CAPTION -->` holds the figure's link in the same way, once the figure exists.
@@ -25,6 +26,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 POLICIES = ("deterministic", "stochastic", "training")
+CONSTANTS = ("env_id", "exp_name", "script", "commit", "dirty", "jax", "mujoco", "gymnasium", "device", "threads")
+CONSTANTS += ("steps_per_second", "arguments")
 BOOTSTRAPS = 2000
 
 
@@ -45,13 +48,15 @@ ALGORITHMS = {
     "ppo_jax": Algorithm("PPO", "#9a9a9a", "--", "s"),
     "ppo_std0.5": Algorithm("PPO, initial std 0.5", "#d95f0e", ":", "D"),
     "diffppo_jax": Algorithm("DiffPPO", "#08306b", "-", "o"),
-    "diffppo_no_entropy": Algorithm("DiffPPO, alpha 0", "#6baed6", "-.", "^"),
+    "diffppo_no_entropy": Algorithm("DiffPPO, alpha 0", "#41ab5d", "-.", "^"),
 }
 # The first of a family is the base that the others are compared with.
 FAMILIES = {
     "off-policy": ("sac_jax", "diffsac_jax", "diffwpo_jax"),
     "on-policy": ("ppo_jax", "ppo_std0.5", "diffppo_jax", "diffppo_no_entropy"),
 }
+# Who is compared with whom beyond its family's base: DiffWPO is DiffSAC with another actor loss.
+NEAREST = {"diffwpo_jax": "diffsac_jax"}
 # Which policies a family is shown by: the on-policy literature reports training returns.
 FAMILY_POLICIES = {"off-policy": ("deterministic", "stochastic"), "on-policy": ("training", "deterministic")}
 ENV_ORDER = ("Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid")
@@ -63,7 +68,7 @@ ENV_ORDER = ("Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid")
 @dataclass(frozen=True)
 class Curve:
     """One seed's evaluations: `steps` `[T]`, `returns` by policy `[T]` (NaN where there is none), `wall_time` `[T]` in
-    seconds, and the constant columns of its rows."""
+    seconds, and the other columns (of a resumed run every commit and version, with a space between)."""
 
     seed: int
     steps: np.ndarray
@@ -117,9 +122,9 @@ def load(folder: Path) -> Results:
             }
             steps = np.array([int(row["global_step"]) for row in rows_of_seed])
             wall_time = np.array([float(row["wall_time"]) for row in rows_of_seed])
-            last = rows_of_seed[-1]
-            curve = Curve(seed, steps, returns, wall_time, last)
-            results.setdefault(last["exp_name"], {}).setdefault(last["env_id"], []).append(curve)
+            columns = {name: " ".join(dict.fromkeys(row[name] for row in rows_of_seed)) for name in CONSTANTS}
+            curve = Curve(seed, steps, returns, wall_time, columns)
+            results.setdefault(columns["exp_name"], {}).setdefault(columns["env_id"], []).append(curve)
     return results
 
 
@@ -180,26 +185,29 @@ def bootstrap_band(values: np.ndarray, number: int = BOOTSTRAPS, seed: int = 0) 
     return low, high
 
 
-def pairs(results: Results, policy: str) -> list[dict]:
-    """Each algorithm of a family against its base, over the environments where both ran.
+def normalised_iqm(scores: list[np.ndarray], base: list[np.ndarray]) -> float:
+    """IQM of scores that are divided by the base's mean score on their environment."""
+    return iqm([theirs / of_base.mean() for theirs, of_base in zip(scores, base, strict=True)])
 
-    Scores are divided by the base's mean score on the environment, at equal steps. Environments whose base has no
-    positive mean score are left out: a ratio of negative returns says nothing.
+
+def pairs(results: Results, policy: str) -> list[dict]:
+    """Each algorithm of a family against its base (and NEAREST), over the environments where both ran, at equal steps.
+
+    Intervals resample the seeds of both. Environments whose base has no positive score in some seed are left out: a
+    ratio of negative returns says nothing.
     """
     found = []
     for family, names in FAMILIES.items():
-        base = names[0]
-        for name in names[1:]:
+        compared = [(name, names[0]) for name in names[1:]] + [(n, NEAREST[n]) for n in names if n in NEAREST]
+        for name, base in compared:
             scores, base_scores, env_ids, steps = [], [], [], []
             for env_id in environments(results, (name,)):
                 limit, curves = at_equal_steps(results, (base, name), env_id)
-                if base not in curves:
+                theirs = np.array([curve.score(policy) for curve in curves.get(base, [])])
+                if not len(theirs) or theirs.min() <= 0:
                     continue
-                theirs = np.array([curve.score(policy) for curve in curves[base]])
-                if not theirs.mean() > 0:
-                    continue
-                scores.append(np.array([curve.score(policy) for curve in curves[name]]) / theirs.mean())
-                base_scores.append(theirs / theirs.mean())
+                scores.append(np.array([curve.score(policy) for curve in curves[name]]))
+                base_scores.append(theirs)
                 env_ids.append(env_id)
                 steps.append(limit)
             if scores:
@@ -212,9 +220,9 @@ def pairs(results: Results, policy: str) -> list[dict]:
                         "env_ids": env_ids,
                         "steps": steps,
                         "seeds": sorted({len(values) for values in scores + base_scores}),
-                        "iqm": iqm(scores),
-                        "iqm_interval": stratified_bootstrap(iqm, scores),
-                        "base_iqm": iqm(base_scores),
+                        "iqm": normalised_iqm(scores, base_scores),
+                        "iqm_interval": stratified_bootstrap(normalised_iqm, scores, base_scores),
+                        "base_iqm": normalised_iqm(base_scores, base_scores),
                         "improvement": probability_of_improvement(scores, base_scores),
                         "improvement_interval": stratified_bootstrap(probability_of_improvement, scores, base_scores),
                     }
@@ -354,7 +362,8 @@ def aggregate_table(results: Results) -> str:
     return (
         markdown(header, rows)
         + "\n\nScores divided by the base's mean on the environment, at equal steps. IQM: interquartile mean over seeds"
-        " and environments; in brackets 95 % stratified bootstrap intervals."
+        " and environments. In brackets 95 % stratified bootstrap intervals, the seeds of both resampled; where all"
+        " seeds of one lie above all of the other, no draw changes the order, and the probability has no width."
     )
 
 
@@ -482,7 +491,7 @@ def reference_table(results: Results, reference: list[dict]) -> str:
 
 
 def cost_table(results: Results) -> str:
-    """Throughput of the committed runs as they ran, per environment."""
+    """What the committed runs took as they ran, medians over seeds."""
     rows = []
     for name in ALGORITHMS:
         for env_id in environments(results, (name,)):
@@ -490,19 +499,22 @@ def cost_table(results: Results) -> str:
             rate = float(np.median([curve.steps_per_second for curve in curves]))
             if not np.isfinite(rate):
                 continue
+            limit = min(int(curve.steps[-1]) for curve in curves)
+            hours = float(np.median([curve.until(limit).wall_time[-1] for curve in curves])) / 3600
             places = {f"{curve.columns['device']}, {curve.columns['threads']} threads" for curve in curves}
             rows.append(
                 [
                     label(name),
                     env_id,
+                    thousands(limit),
+                    f"{hours:.2f}" if hours >= 0.1 else f"{hours:.3f}",
+                    f"{2 / hours:.1f}",
                     number(rate),
-                    f"{1e6 / rate / 3600:.{1 if rate < 1000 else 3}f}",
-                    f"{2 * 3600 * rate / 1e6:.2f}",
                     "; ".join(sorted(places)).replace("1 threads", "1 thread"),
                 ]
             )
-    header = ["Algorithm", "Environment", "steps/s", "hours for 1M steps", "such runs/hour, two at a time", "device"]
-    return markdown(header, rows) if rows else ""
+    header = ["Algorithm", "Environment", "steps", "hours", "such runs/hour, two at a time"]
+    return markdown([*header, "steps/s while learning", "device"], rows) if rows else ""
 
 
 def runs_table(results: Results) -> str:
@@ -516,7 +528,13 @@ def runs_table(results: Results) -> str:
                 return " ".join(sorted({row[column] for row in columns}))
 
             commits = " ".join(
-                sorted({row["commit"][:7] + ("*" if row["dirty"] != "false" else "") for row in columns})
+                sorted(
+                    {
+                        commit[:7] + ("*" if row["dirty"] != "false" else "")
+                        for row in columns
+                        for commit in row["commit"].split(" ")
+                    }
+                )
             )
             versions = f"jax {all_of('jax')}, mujoco {all_of('mujoco')}, gymnasium {all_of('gymnasium')}"
             steps = max(int(curve.steps[-1]) for curve in curves)
@@ -528,9 +546,21 @@ def runs_table(results: Results) -> str:
     return markdown(header, rows) if rows else ""
 
 
-def speed_table(path: Path) -> str:
-    """The rows that `speed.py --save` measured."""
-    rows = read_rows(path)
+# The few that the README shows.
+MAIN_QUANTITIES = (
+    "SAC update",
+    "DiffSAC, K = 8 update / SAC update",
+    "DiffSAC --backprop-through-chain, K = 8 update / SAC update",
+    "DiffWPO, K = 8 update / DiffSAC update",
+    "sac_jax.py / SBX 0.28.0 SAC, steps/s",
+    "diffppo_jax.py / ppo_jax.py, K = 8, steps/s",
+    "ppo_jax.py / CleanRL PPO, one environment",
+)
+
+
+def speed_table(path: Path, main: bool = False) -> str:
+    """The rows that `speed.py --save` measured, or the main ones of them."""
+    rows = [row for row in read_rows(path) if not main or row["quantity"] in MAIN_QUANTITIES]
     cells = [[row["quantity"], row["value"], row["how"], row["device"], row["commit"][:7]] for row in rows]
     return markdown(["Quantity", "Value", "Measured", "device", "commit"], cells) if rows else ""
 
@@ -616,6 +646,7 @@ TABLES: dict[str, Callable[[Results, Path], str]] = {
     "cost": lambda results, folder: cost_table(results),
     "runs": lambda results, folder: runs_table(results),
     "speed": lambda results, folder: speed_table(folder / "speed.csv"),
+    "speed-main": lambda results, folder: speed_table(folder / "speed.csv", main=True),
     "bandit": lambda results, folder: bandit_table(folder / "bandit.csv"),
     "turning": lambda results, folder: turning_table(folder / "turning.csv"),
 }
@@ -625,18 +656,18 @@ MARKERS = re.compile(
 )
 
 
-def with_tables(text: str, results: Results, folder: Path, figures: str = "benchmarks/figures") -> str:
+def with_tables(text: str, results: Results, folder: Path, figures: Path, link: str) -> str:
     """The page with its tables and links to figures made anew. Raises KeyError for a table that nobody makes.
 
     Args:
-      folder: the benchmarks folder. figures: its figures as the page's links name them.
+      folder: the benchmarks folder. figures: where the figures are. link: that folder as the page's links name it.
     """
 
     def replace(match):
         if name := match["table"]:
             content = TABLES[name](results, folder) or f"No results for the table '{name}' yet."
-        elif (folder / "figures" / f"{match['figure']}.png").exists():
-            content = f"![{match['caption']}]({figures}/{match['figure']}.png)"
+        elif (figures / f"{match['figure']}.png").exists():
+            content = f"![{match['caption']}]({link}/{match['figure']}.png)"
         else:
             content = f"No results for the figure '{match['figure']}' yet."
         return f"{match['begin']}\n{content}\n\n<!-- end -->"
@@ -646,8 +677,19 @@ def with_tables(text: str, results: Results, folder: Path, figures: str = "bench
 
 def updated(page: Path, results: Results, folder: Path) -> str:
     """What the page should say."""
-    figures = Path(os.path.relpath(folder / "figures", page.parent)).as_posix()
-    return with_tables(page.read_text(), results, folder, figures)
+    figures = folder / "figures"
+    link = Path(os.path.relpath(figures, page.parent)).as_posix()
+    return with_tables(page.read_text(), results, folder, figures, link)
+
+
+def own_page(results: Results, folder: Path, figures: Path) -> str:
+    """A page with every figure and every table of training results. folder: the benchmarks folder."""
+    tables = (name for name in TABLES if name not in ("speed", "speed-main", "bandit", "turning"))
+    text = "".join(
+        f"<!-- figure {path.stem}: {path.stem} -->\n<!-- end -->\n\n" for path in sorted(figures.glob("*.png"))
+    )
+    text += "".join(f"<!-- table {name} -->\n<!-- end -->\n\n" for name in tables)
+    return "# Results\n\n" + with_tables(text, results, folder, figures, "figures")
 
 
 def pages(root: Path) -> list[Path]:
@@ -820,7 +862,7 @@ def reference_figure(pyplot, results: Results, reference: list[dict]):
         lines = [
             (
                 float(row["mean"]),
-                float(row["std_over_seeds"] or 0),
+                float(row["std_over_seeds"] or "nan"),
                 f"{row['algorithm']}, {row['metric']}, {thousands(int(row['steps']))}",
                 "s",
                 "#777777",
@@ -831,12 +873,13 @@ def reference_figure(pyplot, results: Results, reference: list[dict]):
         for metric in dict.fromkeys(row["metric"] for row in published):
             for name, of_name in curves.items():
                 values = ours(of_name, metric)
-                error = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+                error = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
                 text = f"here: {label(name)}, {metric}, {thousands(limit)}"
                 style = ALGORITHMS[name]
                 lines.append((float(np.mean(values)), error, text, style.marker, style.colour, style.colour))
         for y, (mean, error, _, marker, colour, face) in enumerate(lines):
-            axis.errorbar(mean, y, xerr=error, fmt=marker, color=colour, markerfacecolor=face, capsize=2)
+            xerr = error if np.isfinite(error) else None  # published without a spread
+            axis.errorbar(mean, y, xerr=xerr, fmt=marker, color=colour, markerfacecolor=face, capsize=2)
         axis.set_yticks(range(len(lines)), [line[2] for line in lines], fontsize=7)
         axis.set_ylim(len(lines) - 0.5, -0.5)
         axis.set_title(f"{env_id}: {note(limit, curves)}", fontsize=8)
@@ -869,7 +912,7 @@ def draw_figures(results: Results, reference: list[dict], folder: Path) -> list[
         if figure is None:
             continue
         path = folder / f"{name}.png"
-        figure.savefig(path, dpi=110, metadata={"Software": None})
+        figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
         pyplot.close(figure)
         written.append(path)
     return written
@@ -878,13 +921,18 @@ def draw_figures(results: Results, reference: list[dict], folder: Path) -> list[
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=ROOT, help="checkout that holds the results and the pages")
+    parser.add_argument("--results", type=Path, help="a folder of your own results, as export.py --results wrote it")
     parser.add_argument("--tables", action="store_true", help="write the tables only")
     options = parser.parse_args()
     folder = options.root / "benchmarks"
-    results = load(folder / "results")
+    figures = (options.results or folder) / "figures"
+    results = load(options.results or folder / "results")
+    if options.results and not results:
+        print(f"error: no CSV files of export.py in {options.results}", file=sys.stderr)
+        return 2
     if not options.tables:
         try:
-            written = draw_figures(results, read_rows(folder / "reference.csv"), folder / "figures")
+            written = draw_figures(results, read_rows(folder / "reference.csv"), figures)
         except ImportError:
             print("error: figures need matplotlib: pip install '.[plot]'", file=sys.stderr)
             return 2
@@ -892,6 +940,11 @@ def main() -> int:
             print(f"figure: {path}")
         if not written:
             print("no results to draw")
+    if options.results:
+        page = options.results / "README.md"
+        page.write_text(own_page(results, folder, figures))
+        print(f"tables: {page}")
+        return 0
     for page in pages(options.root):
         try:
             new = updated(page, results, folder)

@@ -48,14 +48,13 @@ diffppo_k2 | diffppo_jax.py | --num-denoising-steps 2 | Hopper-v4 | 1 2 3 | 4800
 diffppo_k4 | diffppo_jax.py | --num-denoising-steps 4 | Hopper-v4 | 1 2 3 | 480000
 diffppo_k8 | diffppo_jax.py |  | Hopper-v4 | 1 2 3 | 480000
 diffppo_no_entropy | diffppo_jax.py | --alpha 0 | HalfCheetah-v4 Hopper-v4 Walker2d-v4 | 1 2 3 | 1000000
-diffsac_jax | diffsac_jax.py |  | HalfCheetah-v4 | 1 2 | 100000
+diffsac_jax | diffsac_jax.py |  | HalfCheetah-v4 Walker2d-v4 | 1 2 3 | 100000
 diffsac_jax | diffsac_jax.py |  | Hopper-v4 | 1 2 3 | 150000
 diffsac_jax | diffsac_jax.py |  | Pendulum-v1 | 1 2 3 | 20000
-diffsac_jax | diffsac_jax.py |  | Walker2d-v4 | 1 2 3 | 100000
 diffwpo_bound0.1 | diffwpo_jax.py | --kl-bound 0.1 | Hopper-v4 | 1 2 3 | 150000
 diffwpo_bound0.1 | diffwpo_jax.py | --kl-bound 0.1 | Walker2d-v4 | 1 | 100000
-diffwpo_jax | diffwpo_jax.py |  | HalfCheetah-v4 | 1 2 | 100000
-diffwpo_jax | diffwpo_jax.py |  | Hopper-v4 Walker2d-v4 | 1 2 3 | 100000
+diffwpo_jax | diffwpo_jax.py |  | HalfCheetah-v4 Hopper-v4 Walker2d-v4 | 1 2 3 | 100000
+diffwpo_jax | diffwpo_jax.py |  | Pendulum-v1 | 1 2 3 | 20000
 ppo_ent0 | ppo_jax.py |  | HalfCheetah-v4 | 1 | 480000
 ppo_ent0 | ppo_jax.py |  | Hopper-v4 | 2 3 | 480000
 ppo_ent0.003 | ppo_jax.py | --ent-coef 0.003 | HalfCheetah-v4 | 1 | 480000
@@ -66,10 +65,9 @@ ppo_jax | ppo_jax.py |  | HalfCheetah-v4 Hopper-v4 Walker2d-v4 | 1 2 3 | 1000000
 ppo_std0.5 | ppo_jax.py | --initial-std 0.5 | HalfCheetah-v4 Hopper-v4 Walker2d-v4 | 1 2 3 | 1000000
 ppo_std0.5_480k | ppo_jax.py | --initial-std 0.5 | HalfCheetah-v4 | 1 | 480000
 ppo_std0.5_480k | ppo_jax.py | --initial-std 0.5 | Hopper-v4 | 2 3 | 480000
-sac_jax | sac_jax.py |  | HalfCheetah-v4 | 1 2 | 100000
+sac_jax | sac_jax.py |  | HalfCheetah-v4 Walker2d-v4 | 1 2 3 | 100000
 sac_jax | sac_jax.py |  | Hopper-v4 | 1 2 3 | 150000
 sac_jax | sac_jax.py |  | Pendulum-v1 | 1 2 3 | 20000
-sac_jax | sac_jax.py |  | Walker2d-v4 | 1 2 3 | 100000
 
 suite gym
 sac_jax     | sac_jax.py     | | Hopper-v4 Walker2d-v4 HalfCheetah-v4 Ant-v4 Humanoid-v4 | 1 2 3 4 5 | 1000000

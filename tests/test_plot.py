@@ -55,7 +55,7 @@ def checkout(tmp_path_factory):
     )
     (folder / "reference.csv").write_bytes((plot.ROOT / "benchmarks" / "reference.csv").read_bytes())
     (folder / "speed.csv").write_text(
-        "quantity,value,how,commit,device,versions\nDiffSAC update / SAC update,1.8,rows,0123456789,cpu,jax 0.10.2\n"
+        "quantity,value,how,commit,device,versions\nSAC update,1.8 ms,rows,0123456789,cpu,jax 0.10.2\n"
     )
     columns = "bandit,algorithm,K,updates,seed,elbo_gap,log_z_error,ess,worst_region,grid_kl,commit,device,versions\n"
     (folder / "bandit.csv").write_text(
@@ -115,6 +115,13 @@ def test_bootstrap_is_stratified():
     assert (high - low) / 2 == pytest.approx(1.96 * scores.std() / np.sqrt(200), rel=0.1)
 
 
+def test_intervals_resample_the_base_too():
+    # One score of 2 against a base of 1 and 3, whose resampled mean is 1, 2 or 3 with probabilities 1/4, 1/2, 1/4.
+    scores, base = [np.array([2.0])], [np.array([1.0, 3.0])]
+    assert plot.normalised_iqm(scores, base) == 1.0
+    assert plot.stratified_bootstrap(plot.normalised_iqm, scores, base) == pytest.approx((2 / 3, 2.0))
+
+
 def test_score_rule():
     steps = np.arange(1, 31)
     curve = plot.Curve(1, steps, dict.fromkeys(plot.POLICIES, steps.astype(float)), steps * 1.0, {})
@@ -154,7 +161,16 @@ def test_tables_by_hand(checkout):
     ]
     # All DiffSAC scores are above all SAC scores.
     line = next(x for x in plot.aggregate_table(results).splitlines() if "DiffSAC against SAC | deterministic" in x)
-    assert line.endswith("| 1.99 (1.98 to 1.99) | 1.00 | 1.00 (1.00 to 1.00) |"), line
+    assert line.startswith("| DiffSAC against SAC | deterministic | Hopper-v4 150k, Walker2d-v4 150k | 3 | 1.99 (1.9")
+    assert line.endswith(" | 1.00 | 1.00 (1.00 to 1.00) |"), line
+    # DiffWPO has two bases: SAC as all of its family, and DiffSAC, of which it is a variant.
+    found = {(pair["name"], pair["base"]): pair for pair in plot.pairs(results, "stochastic")}
+    assert found["diffwpo_jax", "sac_jax"]["iqm"] == pytest.approx(167 / 112, abs=1e-2)
+    assert found["diffwpo_jax", "diffsac_jax"]["iqm"] == pytest.approx(167 / 222, abs=1e-2)
+    assert found["diffwpo_jax", "diffsac_jax"]["improvement"] == 0.0
+    # What the runs took: 15 evaluations of 100 s.
+    line = next(x for x in plot.cost_table(results).splitlines() if x.startswith("| SAC | Hopper-v4"))
+    assert line == "| SAC | Hopper-v4 | 150k | 0.42 | 4.8 | 200 | cpu cpu, 1 thread |"
     # K = 8 has no runs of its own: the default runs serve, cut at 90k like the others.
     lines = plot.ablation_table(results, "diffsac", "diffsac_jax", plot.POLICIES[:2]).splitlines()
     assert lines[0] == "Hopper-v4, 90k steps."
@@ -204,6 +220,15 @@ def test_pages_and_images(checkout, monkeypatch, capsys):
         assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.02, f"{image} shows nothing"
     linked = (checkout / "benchmarks" / "README.md").read_text()
     assert linked == "<!-- figure aggregate: A caption -->\n\n![A caption](figures/aggregate.png)\n\n<!-- end -->\n"
+    # Results elsewhere get a page and figures of their own, and leave those of the checkout alone.
+    monkeypatch.setattr("sys.argv", ["plot.py", "--results", str(checkout / "benchmarks" / "results")])
+    assert plot.main() == 0
+    own = (checkout / "benchmarks" / "results" / "README.md").read_text()
+    assert "![aggregate](figures/aggregate.png)" in own and "| Hopper-v4 | 120k | 1 2 3 |" in own
+    assert "bandit" not in own and (checkout / "benchmarks" / "results" / "figures" / "aggregate.png").exists()
+    monkeypatch.setattr("sys.argv", ["plot.py", "--results", str(checkout / "none")])
+    assert plot.main() == 2 and "no CSV files" in capsys.readouterr().err
+    assert (checkout / "README.md").read_text() == page
     # A second call changes nothing.
     monkeypatch.setattr("sys.argv", ["plot.py", "--tables", "--root", str(checkout)])
     capsys.readouterr()
@@ -252,6 +277,11 @@ def test_committed_figures_exist():
     for page in plot.pages(plot.ROOT):
         for name in plot.re.findall(r"!\[[^\]]*\]\(([^)]+\.png)\)", page.read_text()):
             assert (page.parent / name).stat().st_size > 5000, f"{page} shows {name}"
+
+
+def test_the_main_quantities_are_measured():
+    rows = plot.read_rows(plot.ROOT / "benchmarks" / "speed.csv")
+    assert {row["quantity"] for row in rows} >= set(plot.MAIN_QUANTITIES)
 
 
 def test_reference_rows_are_complete():
