@@ -59,7 +59,7 @@ class Args:
     resume: str | None = None
     """folder of a run: continue it there, with the arguments stored in it"""
     evaluate: str | None = None
-    """folder of a finished run: evaluate its agents instead of training"""
+    """folder of a run: evaluate the agents it saved last instead of training"""
 
     buffer_size: int = 1_000_000
     """transitions in the replay buffer"""

@@ -59,7 +59,7 @@ class Args:
     resume: str | None = None
     """folder of a run: continue it there, with the arguments stored in it"""
     evaluate: str | None = None
-    """folder of a finished run: evaluate its agents instead of training"""
+    """folder of a run: evaluate the agents it saved last instead of training"""
 
     buffer_size: int = 1_000_000
     """transitions in the replay buffer"""
@@ -335,9 +335,9 @@ def actor_loss(actor_params, args, agent, key, batch, chain):
     # The noise levels also act through pi, which the velocity at a fixed point leaves out.
     loss = -(jax.lax.stop_gradient(velocity) * score).sum(axis=-1) - jnp.exp(agent.log_alpha) * log_noise
     # Trust region.
-    drift, schedule = policy_terms(args, agent.replace(actor_params=agent.target_actor_params), batch.next_obs)
-    target = diffusion.denoising_mean_std(schedule, drift(latent, k), latent, k)
-    kl = args.num_denoising_steps * distributions.gaussian_kl(*target, mean, std)
+    old_drift, old_schedule = policy_terms(args, agent.replace(actor_params=agent.target_actor_params), batch.next_obs)
+    old_mean_std = diffusion.denoising_mean_std(old_schedule, old_drift(latent, k), latent, k)
+    kl = args.num_denoising_steps * distributions.gaussian_kl(*old_mean_std, mean, std)
     multiplier = jnp.exp(agent.log_kl_multiplier)
     loss, kl = jnp.mean((1.0 - batch.terminated) * jnp.stack([loss + multiplier * kl, kl]), axis=1)
     return loss, {"losses/actor_loss": loss, "losses/kl_multiplier": multiplier, "diffusion/kl": kl}

@@ -56,7 +56,7 @@ class Args:
     resume: str | None = None
     """folder of a run: continue it there, with the arguments stored in it"""
     evaluate: str | None = None
-    """folder of a finished run: evaluate its agents instead of training"""
+    """folder of a run: evaluate the agents it saved last instead of training"""
 
     num_steps: int = 200
     """T, steps of each environment per rollout; a rollout and its updates are one compiled chunk"""

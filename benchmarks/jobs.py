@@ -5,6 +5,7 @@ are skipped, interrupted ones are resumed, all others start anew.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -149,6 +150,14 @@ def find(job: Job, runs: Path) -> tuple[str, Path | None]:
     return "new", None
 
 
+def commit_of(folder: Path) -> str:
+    """The commit that a run was begun at, short."""
+    try:
+        return (json.loads((folder / "versions.json").read_text())["git_commit"] or "unknown")[:7]
+    except (OSError, ValueError, KeyError):
+        return "unknown"
+
+
 def progress(job: Job, runs: Path, since: float) -> float:
     """The share of its steps that a running job has done, from the last line of its newest scalars.csv."""
     try:
@@ -175,10 +184,13 @@ class Scheduler:
         self.waiting: list[tuple[Job, Path | None]] = []
         self.running: dict[Job, tuple[subprocess.Popen, float, float]] = {}
         self.failures: list[str] = []
+        self.commits: set[str] = set()  # of the runs that are not begun anew
         self.finished, self.skipped, self.seconds_done, self.seconds_begun = 0, 0, 0.0, 0.0
         self.interrupted: int | None = None
         for job in jobs:
             state, folder = self._find(job)
+            if folder is not None:
+                self.commits.add(commit_of(folder))
             if state == "finished":
                 self.skipped += 1
             elif state == "stopped":
@@ -211,19 +223,23 @@ class Scheduler:
         longest = max((self._seconds(job) for job, _ in self.waiting), default=0.0)
         minutes = max(left / self.options.jobs, min(longest, left)) / 60
         duration = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:.0f} minutes"
-        return [
+        lines = [
             f"{len(self.waiting)} runs to do ({resumed} resumed), {self.skipped} already finished, "
             f"{len(self.failures)} failed before",
             f"{steps:,} environment steps, about {duration} with JOBS={self.options.jobs} "
             f"(at the speed measured on one core of a server CPU on Hopper-v4)",
         ]
+        if self.commits:
+            lines.append(f"runs already there were begun at commit {', '.join(sorted(self.commits))}")
+        return lines
 
     def run(self) -> int:
         """Runs all jobs; returns the exit status: 0, 1 if any failed, 130 or 143 after a signal."""
         for line in self.estimate():
             print(line, flush=True)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+                signal.signal(number, self._stop)
         try:
             (self.runs / "logs").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -251,9 +267,14 @@ class Scheduler:
     def _stop(self, number: int, frame) -> None:
         # The runs finish their chunk, write a checkpoint and end. A second signal of the user's goes to them as well.
         self.interrupted = number
-        print(f"signal {number}: waiting for {len(self.running)} runs to write their checkpoints", flush=True)
         for process, _, _ in self.running.values():
-            process.send_signal(number)
+            process.send_signal(self._signal_of_a_run())
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(f"signal {number}: waiting for {len(self.running)} runs to write their checkpoints", flush=True)
+
+    def _signal_of_a_run(self) -> int:
+        """A run knows SIGINT and SIGTERM; a closed terminal (SIGHUP) ends it in the same way."""
+        return signal.SIGINT if self.interrupted == signal.SIGINT else signal.SIGTERM
 
     def _log_path(self, job: Job) -> Path:
         return self.runs / "logs" / f"{job.folder_prefix.removesuffix('__')}.log"
@@ -270,7 +291,7 @@ class Scheduler:
                 process = subprocess.Popen(
                     command,
                     cwd=ROOT,
-                    env={**os.environ, "NPROC": "1"} if self.options.jobs > 1 else os.environ,
+                    env={"NPROC": "1", **os.environ},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -282,7 +303,7 @@ class Scheduler:
             return
         self.running[job] = (process, time.time(), share)
         if self.interrupted is not None:  # the signal came between the check and here
-            process.send_signal(self.interrupted)
+            process.send_signal(self._signal_of_a_run())
 
     def _ended(self, job: Job) -> None:
         process, _, share = self.running.pop(job)

@@ -9,7 +9,8 @@
 # not stop the others; failures are listed at the end, and the exit status is then 1.
 #
 #   SUITE=quick      quick, committed, turning, gym or full, as listed below
-#   JOBS=1           runs side by side, one thread each (NPROC=1). On a GPU all seeds of a line are one process.
+#   JOBS=1           runs side by side. On a GPU all seeds of a line are one process.
+#   NPROC=1          threads of a run on a CPU
 #   RUNS=runs        folder of the run folders; what a run prints goes to $RUNS/logs
 #   PYTHON=python    the interpreter; default: the .venv of this checkout if there is one
 #   STEPS=           environment steps in place of the listed ones, for a trial

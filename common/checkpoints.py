@@ -240,7 +240,7 @@ class Checkpoints:
         self._pieces[slot] = manifest["rows"]
         for folder in self._complete():
             with contextlib.suppress(Damaged):
-                other = self._manifest(folder)
+                other = self._check(folder)
                 if other["slot"] != slot and other["step"] < manifest["step"]:
                     self._pieces[1 - slot] = other["rows"]
                     return

@@ -113,10 +113,42 @@ def make_gymnasium(env_id: str, env_kwargs: str = "{}", **more: Any) -> gym.Env:
     if observations.dtype == np.uint8 and len(observations.shape) >= 2:
         raise UserError(f"{env_id!r} has image observations {observations.shape}; these algorithms need vectors")
     if np.any(actions.low != -1.0) or np.any(actions.high != 1.0):
-        env = gym.wrappers.RescaleAction(env, -1.0, 1.0)
+        env = _Rescaled(env, -1.0, 1.0)
     if len(observations.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)
     return env
+
+
+class _Rescaled(gym.wrappers.RescaleAction):
+    """Rounding may put the end of the range beyond the environment's bounds, which its own checks would refuse."""
+
+    def action(self, action):
+        return np.clip(super().action(action), self.env.action_space.low, self.env.action_space.high)
+
+
+def action_bounds(env: gym.Env) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest action `[A]` of what `make_gymnasium` wrapped: those of `gymnasium.make`'s result."""
+    layer = env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, _Rescaled):
+            return layer.env.action_space.low, layer.env.action_space.high
+        layer = layer.env
+    return env.action_space.low, env.action_space.high
+
+
+class _Apart(gym.Wrapper):
+    """Keeps an environment's arrays and the vector environment's apart.
+
+    An environment may write to its action and go on writing to the observation it returned. Nothing here reads infos,
+    whose arrays SyncVectorEnv cannot stack where their lengths differ.
+    """
+
+    def reset(self, **kwargs):
+        return np.array(self.env.reset(**kwargs)[0]), {}
+
+    def step(self, action):
+        obs, reward, terminated, truncated, _ = self.env.step(np.array(action))
+        return np.array(obs), reward, terminated, truncated, {}
 
 
 def one_line(error: BaseException) -> str:
@@ -139,13 +171,13 @@ class GymnasiumEnv:
         self.env_id, self.env_kwargs = env_id, env_kwargs
         self.num_envs, self.num_agents = num_envs, num_agents
         self.envs = gym.vector.SyncVectorEnv(
-            [lambda: make_gymnasium(env_id, env_kwargs)] * (num_envs * num_agents),
+            [lambda: _Apart(make_gymnasium(env_id, env_kwargs))] * (num_envs * num_agents),
             autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
         )
-        first = self.envs.envs[0]
+        first = self.envs.envs[0].env
         self.observation_size = int(first.observation_space.shape[0])
         self.action_size = int(first.action_space.shape[0])
-        self.action_low, self.action_high = first.unwrapped.action_space.low, first.unwrapped.action_space.high
+        self.action_low, self.action_high = action_bounds(first)
         self.max_episode_steps = first.spec.max_episode_steps
         self.error: Exception | None = None
         self._reset_call = _one_call_for_all_agents(self._host_reset, self._reset_shapes)
@@ -175,7 +207,7 @@ class GymnasiumEnv:
         """What the host holds of the S x N environments, as JSON and arrays. See `common.host_state`."""
         encoder = host_state.Encoder()
         try:
-            return {"envs": [encoder.environment(env) for env in self.envs.envs]}, encoder.arrays
+            return {"envs": [encoder.environment(env.env) for env in self.envs.envs]}, encoder.arrays
         except host_state.NotSaveable as error:
             return {"not_saveable": str(error)}, []
 
@@ -191,7 +223,7 @@ class GymnasiumEnv:
         decoder = host_state.Decoder(arrays)
         try:
             for env, layers in zip(self.envs.envs, saved["envs"], strict=True):
-                decoder.environment(env, layers)
+                decoder.environment(env.env, layers)
         except host_state.NotSaveable as error:
             return str(error)
         return None

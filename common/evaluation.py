@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -64,7 +65,7 @@ class Evaluator:
         for _ in range(-(-limit // CHUNK)):
             if self.entropy and policy == "stochastic":
                 entropies.append(_measure(self.entropy, agents, carry))
-            carry, visit = _rollout(self.env, self.act[policy], agents, carry)
+            carry, visit = jax.block_until_ready(_rollout(self.env, self.act[policy], agents, carry))
             if self.env.error:
                 raise self.env.error
             if self.report and policy == "stochastic":
@@ -150,7 +151,7 @@ def load_agent(
     Returns: act(obs `[O]` or `[B, O]`, key) -> action in the environment's own units, `[A]` or `[B, A]`.
 
     Raises:
-      UserError: the folder is no finished run, or has no such seed.
+      UserError: the folder is no run with saved agents, or has no such seed.
     """
     args, module = read_run(run)
     env = envs.make_env(args.env_id, 1, 1, args.env_kwargs)
@@ -189,14 +190,14 @@ def read_run(run: str | Path) -> tuple[Any, Any]:
 
 
 def read_agents(run: str | Path, args: Any, init_agent: Callable) -> Any:
-    """The agents saved at the end of a run; leaves `[S, ..]`. Raises UserError."""
+    """The agents that a run saved last, with a checkpoint or at its end; leaves `[S, ..]`. Raises UserError."""
     keys = jax.vmap(jax.random.key)(jnp.arange(args.num_seeds))
     template = jax.jit(jax.vmap(init_agent))(keys)
     path = Path(run) / "agent.msgpack"
     try:
         return serialization.from_bytes(template, path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{str(run)!r} has no agent.msgpack: the run has not finished") from None
+        raise UserError(f"{str(run)!r} has no agent.msgpack: the run has saved no agent yet") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(path)!r} does not hold this run's agents: {envs.one_line(error)}") from None
 
@@ -204,7 +205,10 @@ def read_agents(run: str | Path, args: Any, init_agent: Callable) -> Any:
 def write_agents(path: Path, agents: Any) -> None:
     """Saves agents so that `read_agents` finds them. Written beside and renamed into place."""
     beside = path.with_suffix(".part")
-    beside.write_bytes(serialization.to_bytes(jax.device_get(agents)))
+    with beside.open("wb") as file:
+        file.write(serialization.to_bytes(jax.device_get(agents)))
+        file.flush()
+        os.fsync(file.fileno())
     beside.replace(path)
 
 
@@ -240,9 +244,9 @@ def record_video(run: str | Path, seed: int | None = None) -> Path | None:
     folder = Path(run) / "videos"
     try:
         env = envs.make_gymnasium(args.env_id, args.env_kwargs, render_mode="rgb_array")
+        low, high = envs.action_bounds(env)
         env = gym.wrappers.RecordVideo(env, str(folder), name_prefix="deterministic", disable_logger=True)
         obs, _ = env.reset(seed=args.seed)
-        low, high = env.unwrapped.action_space.low, env.unwrapped.action_space.high
         done, steps = False, 0
         while not done and steps < MAX_EPISODE_STEPS:
             action = 2.0 * (act(obs, jax.random.key(0)) - low) / (high - low) - 1.0

@@ -216,7 +216,7 @@ def scan_agents(train_step: Callable, states: Any, steps: jax.Array) -> tuple[An
 
 
 class Run:
-    """One training run and its folder. Use as a context manager; the comments of `main` in a script show the order.
+    """One training run and its folder. Use as a context manager; `main` of a script shows the order.
 
     Args:
       args: the script's arguments (frozen dataclass). With `resume` the run goes on in that folder.
@@ -297,6 +297,7 @@ class Run:
           UserError: no checkpoint is intact, or the checkpoint does not fit the arguments.
         """
         restored = None
+        jax.block_until_ready(state)  # its environments are reset on the host
         if self.args.resume is not None:
             self._compare_versions()
             restored = self.checkpoints.restore(state, self.say)
@@ -320,6 +321,8 @@ class Run:
                 keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.keys, self.step)
                 env_state, obs = jax.jit(jax.vmap(self.env.reset))(keys)
                 state = state.replace(env_state=env_state, obs=obs)
+                if hasattr(state, "discounted_return"):
+                    state = state.replace(discounted_return=jnp.zeros_like(state.discounted_return))
                 self.say(f"the state of {self.args.env_id} cannot be saved ({why}): it begins a new episode")
         if self.args.resume is not None:
             self.say(f"resumed at step {self.step:,}" if restored else "no checkpoint yet: starts from the beginning")
@@ -449,7 +452,10 @@ class Run:
     def log_evaluation(self, step: int, results: dict[str, dict[str, np.ndarray]]) -> None:
         """Writes an evaluation (see `evaluation.Evaluator`)."""
         self.evaluations.append(
-            {policy: [float(x.mean()) for x in result["return"]] for policy, result in results.items()}
+            {
+                policy: [None if s in self.stopped else float(x.mean()) for s, x in enumerate(result["return"])]
+                for policy, result in results.items()
+            }
         )
         with self._writing():
             for policy, result in results.items():
@@ -504,9 +510,11 @@ class Run:
         Leaves the process with the exit status of `start` where the run was interrupted or a seed was stopped.
         """
         self._checkpoint(state)
+        lost = len(self.stopped) == len(self.seeds)
         with self._writing():
             self.checkpoints.wait()
-        lost = len(self.stopped) == len(self.seeds)
+            if not lost:  # again, because a run may have been killed after its last checkpoint, before its agents
+                evaluation.write_agents(self.folder / "agent.msgpack", state.agent)
         interrupted = self.signals.stop if self.step < self.args.total_timesteps and not lost else None
         if not self.evaluations and not interrupted and not lost:
             self.log_evaluation(self.step, evaluator(state.agent, self.step))
@@ -514,7 +522,7 @@ class Run:
         for s, seed in enumerate(self.seeds):
             rows = per_seed[str(seed)] = {}
             for policy in evaluation.POLICIES:
-                values = [e[policy][s] for e in self.evaluations]
+                values = [e[policy][s] for e in self.evaluations if e[policy][s] is not None]
                 rows[f"{policy}_last"] = values[-1] if values else None
                 rows[f"{policy}_mean_of_last_10"] = float(np.mean(values[-10:])) if values else None
         rate = self.learning_steps / self.learning_seconds if self.learning_seconds else None
@@ -601,7 +609,7 @@ class Run:
         except Exception as error:
             with contextlib.suppress(Exception):
                 self.checkpoints.wait()  # the one in progress may still succeed
-            deleted = not (self.folder / "lock").is_file()
+            deleted = not any((self.folder / name).exists() for name in ("lock", "args.json", "scalars.csv"))
             if deleted:
                 shutil.rmtree(self.folder, ignore_errors=True)  # what a checkpoint in progress made again
             if deleted and not isinstance(error, OSError):
@@ -610,7 +618,8 @@ class Run:
                 why, then = f"the folder {self.folder} was deleted", "nothing is left of this run"
             else:
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else envs.one_line(error)
-                why = f"cannot write to {self.folder} ({reason})"
+                what = "cannot write to" if isinstance(error, OSError) else "something went wrong while writing to"
+                why = f"{what} {self.folder} ({reason})"
                 if self.checkpoints.step is None:
                     then = "there is no checkpoint yet"
                 else:
@@ -622,7 +631,7 @@ class Run:
         if per_step is None:
             return 0
         learning = max(self.step - self.learning_starts, 0)
-        return round(-(-learning // self.args.num_envs) * per_step)
+        return round(learning // self.args.num_envs * per_step)
 
 
 @jax.jit
@@ -648,7 +657,7 @@ def _dump(path: Path, agent: int, log: StepLog, state: Any, first: int, end: int
 
 
 class Signals:
-    """SIGINT and SIGTERM end the run after the chunk, a second SIGINT leaves at once, SIGUSR1 asks for a checkpoint.
+    """SIGINT and SIGTERM end the run after the chunk, a SIGINT after it leaves at once, SIGUSR1 asks for a checkpoint.
 
     While a compiled chunk runs, the main thread reaches no signal handler. A thread reads the signals instead.
 
@@ -694,7 +703,7 @@ class Signals:
                 self.checkpoint = True
                 self.say("SIGUSR1: a checkpoint after this chunk")
             elif number in (signal.SIGINT, signal.SIGTERM):
-                if number == signal.SIGINT and self.stop == signal.SIGINT:
+                if number == signal.SIGINT and self.stop:
                     os._exit(130)
                 self.stop = self.stop or signal.Signals(number)
                 self.say(f"{self.stop.name}: ends after this chunk with a checkpoint (Ctrl-C again: at once)")

@@ -137,6 +137,62 @@ def test_flattens_observations_and_rescales_each_action_dimension():
     np.testing.assert_array_equal(time_step.terminated[:, 0], [False, False, True])
 
 
+class Rude(gym.Env):
+    """Does what Gymnasium allows: writes to its action and to the observation it returned, infos of any length."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+    def __init__(self, low=-1.0, high=1.0):
+        self.action_space = gym.spaces.Box(np.float32([low]), np.float32([high]))
+        self.obs = np.zeros(1, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.obs[0] = 0.0
+        return self.obs, {"visited": np.zeros(1)}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        action += 1.0
+        self.obs[0] += 1.0
+        return self.obs, float(action[0]), False, bool(self.obs[0] == 3.0), {"visited": np.zeros(int(self.obs[0]))}
+
+
+gym.register("Rude-v0", Rude)
+
+
+def test_an_environment_may_write_to_its_arrays_and_have_any_info():
+    env = envs.make_env("Rude-v0", 2)
+    _, time_step = in_a_scan(env, jax.random.key(0), np.full((4, 2, 1), 0.5, np.float32))
+    assert env.error is None
+    np.testing.assert_array_equal(time_step.final_obs[:, 0, 0], [1.0, 2.0, 3.0, 1.0])
+    np.testing.assert_array_equal(time_step.obs[:, 0, 0], [1.0, 2.0, 0.0, 1.0])
+    np.testing.assert_array_equal(time_step.reward[:, 0], np.full(4, 1.5))
+
+
+def test_rescaled_actions_stay_within_the_bounds():
+    bounds = np.sort(np.random.default_rng(0).uniform(-3.0, 3.0, (300, 2)).astype(np.float32), axis=1)
+    beyond = 0
+    for low, high in bounds:
+        env = envs.make_gymnasium("Rude-v0", f'{{"low": {low}, "high": {high}}}')
+        env.reset()
+        for action in (-1.0, 1.0):
+            env.step(np.float32([action]))  # asserts that its action space contains it
+            beyond += not env.env.env.action_space.contains(
+                gym.wrappers.RescaleAction.action(env, np.float32([action]))
+            )
+    assert beyond > 10  # without the clipping some do not
+
+
+def test_bounds_are_those_of_what_the_id_makes():
+    """Also where its entry point or a wrapper of its own has other bounds than the innermost environment."""
+    gym.register("Wide-v0", lambda: gym.wrappers.RescaleAction(Rude(), np.float32(-2.0), np.float32(2.0)))
+    gym.register("Narrow-v0", lambda: gym.wrappers.RescaleAction(Rude(-5.0, 5.0), np.float32(-1.0), np.float32(1.0)))
+    for env_id, bound in (("Wide-v0", 2.0), ("Narrow-v0", 1.0), ("Rude-v0", 1.0)):
+        env = envs.make_env(env_id, 1)
+        np.testing.assert_array_equal([env.action_low, env.action_high], [[-bound], [bound]])
+
+
 def test_module_prefix_imports_the_environment():
     env = envs.make_env("tests.test_envs:Grid-v0", 1)
     assert env.observation_size == 6

@@ -290,6 +290,20 @@ def test_the_soft_bootstrap_counts_the_prior_once():
 
 
 @pytest.mark.parametrize("name", MODULES)
+def test_explained_variance_of_constant_targets_is_finite(setups, name):
+    """No reward and every step terminal: a loss that is not finite would stop the seed, this one says nothing."""
+    module = MODULES[name]
+    args, agent, rollout, batch, metrics = setups[name]
+    variance = 1 - batch.advantage.var() / batch.target.var()
+    assert float(metrics["losses/explained_variance"]) == pytest.approx(variance, rel=1e-4)
+    if name == "diffppo":
+        args = dataclasses.replace(args, alpha=0.0)
+    constant = rollout.replace(reward=np.zeros((T, N), np.float32), terminated=np.ones((T, N), bool))
+    batch, metrics = make_batch(module, args, agent, constant)
+    assert batch.target.var() < 1e-10 and np.isfinite(metrics["losses/explained_variance"])
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_identity_11_truncation_is_not_termination(setups, name):
     module = MODULES[name]
     args, agent, rollout, *_ = setups[name]

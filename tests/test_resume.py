@@ -141,6 +141,12 @@ def assert_other_versions_are_noted(script, folder):
         assert f"git_commit other -> {versions['git_commit']}" in done.stdout
         stored = json.loads((folder / "versions.json").read_text())
         assert stored == {**versions, "git_commit": "other", "resumed": [{"step": 800, **versions}]}
+    # Killed between the last checkpoint and its agents: the same command brings them.
+    agent = folder / "agent.msgpack"
+    last = agent.read_bytes()
+    agent.write_bytes(b"of an earlier checkpoint")
+    run(script, {"resume": folder})
+    assert agent.read_bytes() == last
 
 
 def assert_annealing_fixes_the_length(script, whole):

@@ -22,14 +22,14 @@ RUN_ALL = ROOT / "benchmarks" / "run_all.sh"
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch):
     """The tests' own settings only, not those of the shell that runs them."""
-    for name in ("SUITE", "JOBS", "RUNS", "PYTHON", "STEPS", "LIST", "VMAP", "DRY_RUN"):
+    for name in ("SUITE", "JOBS", "RUNS", "PYTHON", "STEPS", "LIST", "VMAP", "DRY_RUN", "NPROC"):
         monkeypatch.delenv(name, raising=False)
 
 
 # Makes a run folder like the scripts do, in a second or so less. --behaviour: finish; fail; nan; wait:
 # for SIGTERM, and finish when resumed.
 STAND_IN = """
-import json, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time
 class Args:
     env_id: str = "Hopper-v4"
     seed: int = 1
@@ -51,6 +51,7 @@ else:
     folder = pathlib.Path(args["runs_folder"]) / f"{name}{time.time_ns()}"
     folder.mkdir(parents=True)
     (folder / "args.json").write_text(json.dumps({"script": "stand_in", **args}))
+    (folder / "versions.json").write_text(json.dumps({"git_commit": "0123456789", "threads": os.environ["NPROC"]}))
     (folder / "scalars.csv").write_text("global_step,wall_time,seed,tag,value\\n250,1.0,1,charts/SPS,1.0\\n300,1.")
 print("running", folder)
 if args["behaviour"] == "fail":
@@ -208,9 +209,10 @@ def test_a_failure_does_not_stop_the_others(tmp_path, stand_in):
 def test_other_arguments_are_another_run(tmp_path, stand_in):
     """A finished run counts only for the arguments and the steps that it was made with."""
     call(settings(tmp_path, [f"a | {stand_in} | | Hopper-v4 | 1 | 1000"]))
-    assert "0 runs to do (0 resumed), 1 already" in call(
-        settings(tmp_path, [f"a | {stand_in} | | Hopper-v4 | 1 | 1000"])
-    )
+    (folder,) = (tmp_path / "runs").glob("*__a__*")
+    assert json.loads((folder / "versions.json").read_text())["threads"] == "1"
+    out = call(settings(tmp_path, [f"a | {stand_in} | | Hopper-v4 | 1 | 1000"]))
+    assert "0 runs to do (0 resumed), 1 already" in out and "already there were begun at commit 0123456" in out
     for line in (
         f"a | {stand_in} | | Hopper-v4 | 1 | 2000",
         f"a | {stand_in} | --behaviour slow | Hopper-v4 | 1 | 1000",
@@ -218,7 +220,8 @@ def test_other_arguments_are_another_run(tmp_path, stand_in):
         assert "1 runs to do (0 resumed), 0 already" in call(settings(tmp_path, [line], DRY_RUN="1"))
 
 
-def test_interruption_and_a_second_call_that_finishes(tmp_path, stand_in):
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_interruption_and_a_second_call_that_finishes(number, status, tmp_path, stand_in):
     lines = [
         f"a | {stand_in} | --behaviour wait | Hopper-v4 | 1 2 3 | 1000",
         f"b | {stand_in} | | Hopper-v4 | 1 | 1000",
@@ -227,11 +230,11 @@ def test_interruption_and_a_second_call_that_finishes(tmp_path, stand_in):
     process = subprocess.Popen([str(RUN_ALL)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         wait_for(lambda: len(list((tmp_path / "runs").glob("*__a__*/summary.json"))) == 2)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         out, _ = process.communicate(timeout=TIMEOUT)
     finally:
         process.kill()
-    assert process.returncode == 143, out
+    assert process.returncode == status, out
     assert out.count("interrupted a Hopper-v4") == 2 and "0 runs finished now, 0 before, 0 failed" in out
     out = call(settings(tmp_path, lines, JOBS="2", DRY_RUN="1"))
     assert out.startswith("# 4 runs to do (2 resumed)") and out.count("--resume") == 2
@@ -245,7 +248,8 @@ def test_interruption_and_a_second_call_that_finishes(tmp_path, stand_in):
 def test_progress_over_all_jobs(tmp_path, stand_in, monkeypatch):
     """The share done of a running job is read from its scalars.csv, whose last line may be torn."""
     job = jobs.Job("a", str(stand_in), "--behaviour wait", "Hopper-v4", 1, 1, 1000)
-    process = subprocess.Popen([sys.executable, *job.command(str(tmp_path / "runs"))])
+    command = [sys.executable, *job.command(str(tmp_path / "runs"))]
+    process = subprocess.Popen(command, env={**os.environ, "NPROC": "1"})
     try:
         wait_for(lambda: list((tmp_path / "runs").glob("*/summary.json")))
         assert jobs.progress(job, tmp_path / "runs", since=0.0) == 0.25

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,7 +124,8 @@ def test_sigusr1_writes_a_checkpoint_and_sigint_ends_the_run(tmp_path):
     assert f"continue with: python {SCRIPT} --resume {folder}" in done.stdout
 
 
-def test_second_sigint_leaves_at_once(tmp_path):
+@pytest.mark.parametrize("first", ["SIGINT", "SIGTERM"])
+def test_sigint_leaves_at_once_after_another_signal(first, tmp_path):
     """In the middle of a chunk that would take minutes."""
     total = 1_000_000
     settings = {**SMALL, "env-id": SETTINGS["env-id"], "log-frequency": total, "eval-frequency": total}
@@ -131,7 +133,7 @@ def test_second_sigint_leaves_at_once(tmp_path):
         SCRIPT,
         {**settings, "total-timesteps": total, "runs-folder": tmp_path},
         status=130,
-        TEST_SIGNALS="SIGINT@100 SIGINT@300",
+        TEST_SIGNALS=f"{first}@100 SIGINT@300",
     )
     (folder,) = tmp_path.iterdir()
     assert not (folder / "summary.json").exists()
@@ -153,7 +155,12 @@ def test_nan_of_an_environment_stops_its_seed_only(tmp_path):
     stopped = [row for row in scalars(folder) if row[1] == "6"]
     assert stopped == [row for row in scalars(clean) if row[1] == "6" and int(row[0]) <= 400]
     summary = summary_of(folder)
-    assert summary["step"] == 600 and list(summary["stopped"]) == ["6"]
+    assert summary["step"] == 600 and list(summary["stopped"]) == ["6"] and summary["evaluations"] == 2
+    clean_summary = summary_of(clean)
+    assert summary["episodic_return"]["5"] == clean_summary["episodic_return"]["5"]
+    # Of the stopped seed the evaluation before it counts, not what its replaced actions reach afterwards.
+    before = [float(row[3]) for row in stopped if row[2] == "eval/episodic_return_stochastic"]
+    assert [summary["episodic_return"]["6"]["stochastic_last"]] == before
     what = summary["stopped"]["6"]
     assert (what["step"], what["cause"]) == (430, "environment")
     assert "seed 6 stopped at step 430 (environment)" in done.stdout
@@ -233,6 +240,31 @@ def test_full_disk(tmp_path):
         assert all(row[3] for row in scalars(folder))
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_missing_lock_costs_nothing(tmp_path):
+    """A run whose lock was tidied away meets an error: only a deleted folder is deleted."""
+    run = SimpleNamespace(folder=tmp_path, step=7, checkpoints=checkpoints.Checkpoints(tmp_path, lambda state: None))
+    run._resume_command = lambda: "resume"
+    (tmp_path / "scalars.csv").write_text("rows")
+    with pytest.raises(runs.RunFolderError, match=r"cannot write to .* there is no checkpoint yet"):
+        with runs.Run._writing(run):
+            raise OSError(28, "No space left on device")
+    assert (tmp_path / "scalars.csv").read_text() == "rows"
+    (tmp_path / "scalars.csv").unlink()
+    (tmp_path / "checkpoints").mkdir()  # by the thread that wrote one when the folder was deleted
+    with pytest.raises(runs.RunFolderError, match="was deleted"):
+        with runs.Run._writing(run):
+            raise FileNotFoundError(2, "No such file or directory")
+    assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize("num_envs, learning_starts, total", [(1, 10, 40), (4, 10, 40), (16, 20, 64), (16, 64, 64)])
+def test_number_of_updates(num_envs, learning_starts, total):
+    args = SimpleNamespace(num_envs=num_envs, num_updates=2.0 * num_envs)
+    run = SimpleNamespace(args=args, step=total, learning_starts=learning_starts)
+    expected = sum(2 * num_envs for step in range(0, total, num_envs) if step >= learning_starts)
+    assert runs.Run._num_updates(run) == expected
 
 
 def test_folder_deleted_during_the_run(tmp_path):
