@@ -48,7 +48,7 @@ ALGORITHMS = {
     "ppo_jax": Algorithm("PPO", "#9a9a9a", "--", "s"),
     "ppo_std0.5": Algorithm("PPO, initial std 0.5", "#d95f0e", ":", "D"),
     "diffppo_jax": Algorithm("DiffPPO", "#08306b", "-", "o"),
-    "diffppo_no_entropy": Algorithm("DiffPPO, alpha 0", "#41ab5d", "-.", "^"),
+    "diffppo_no_entropy": Algorithm("DiffPPO, alpha 0", "#1b7837", "-.", "^"),
 }
 # The first of a family is the base that the others are compared with.
 FAMILIES = {
