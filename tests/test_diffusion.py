@@ -1,5 +1,7 @@
 """The sampler and the chain's log-likelihood terms against what is known in closed form."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,42 +150,44 @@ def test_deterministic_chain_follows_the_means():
     np.testing.assert_allclose(result, np.full((3, 1), latent), rtol=1e-6)
 
 
-@pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
-@pytest.mark.parametrize("extreme", [-40.0, -18.0, -17.0, 8.0, 17.0, 40.0, 200.0])
-def test_noise_levels_that_float32_rounds_to_0_or_1(prediction, extreme):
-    """Values and gradients in float32 are finite and those of float64, where sigmoid(b) is 0 or 1 to float32 too.
+@partial(jax.jit, static_argnames="prediction")
+def kernels_and_gradients(logits, latents, prediction):
+    """Means and stds of the kernels, densities and the chain of means, and their Jacobians in the logits."""
 
-    Training drives beta_K towards 1: nothing rewards remembering the prior's noise.
-    """
-
-    def terms(logits, latent, after):
+    def terms(logits):
         schedule = diffusion.NoiseSchedule(logits, 1.3, prediction)
 
         def drift_fn(latent, k):
             return jnp.sin(latent + k)
 
-        log_denoise, log_noise = diffusion.chain_log_probs(drift_fn, schedule, latent)
-        means = diffusion.deterministic_chain(drift_fn, schedule, (2,))
-        steps = [diffusion.denoising_mean_std(schedule, after, after, k) for k in (1, 2, 3)]
-        # A level near 0 has densities of the order exp(1 / beta): only its means and stds are compared.
-        return steps if extreme < 0 else (steps, log_denoise, log_noise, means)
+        kernels = [diffusion.denoising_mean_std(schedule, latents[0], latents[1], k) for k in (1, 2, 3)]
+        kernels += [diffusion.noising_mean_std(schedule, latents[1], k) for k in (1, 2, 3)]
+        densities = diffusion.chain_log_probs(drift_fn, schedule, latents)
+        return kernels, (*densities, diffusion.deterministic_chain(drift_fn, schedule, (2,)))
 
-    def both(dtype):
-        rng = np.random.default_rng(0)
-        logits = jnp.asarray([[-2.0, -1.0], [0.0, 0.5], [1.0, extreme]] if extreme > 0 else [[extreme], [0.0], [1.0]])
-        latent = jnp.asarray(rng.normal(size=(4, 2, logits.shape[1])), dtype)
-        values = terms(logits.astype(dtype), latent, latent[0])
-        gradient = jax.jacrev(terms)(logits.astype(dtype), latent, latent[0])
-        return jax.tree.leaves((values, gradient))
+    return terms(logits), jax.jacrev(terms)(logits)
 
-    with jax.enable_x64(True):
-        exact = both(jnp.float64)
-    for x, y in zip(both(jnp.float32), exact, strict=True):
-        assert x.dtype == jnp.float32
-        np.testing.assert_allclose(x, y, rtol=2e-4, atol=1e-5)
-    if extreme < 0 and prediction == "action":
-        schedule = diffusion.NoiseSchedule(jnp.array([[extreme], [0.0]], jnp.float32))
-        assert float(diffusion.drift_coefficient(schedule)[0, 0]) == pytest.approx(1.0, abs=1e-5)
+
+@pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
+def test_noise_levels_that_float32_rounds_to_0_or_1(prediction):
+    """Values and gradients in float32 are finite and those of float64, where sigmoid(b) is 0 or 1 in float32.
+
+    Training drives beta_K towards 1: nothing rewards remembering the prior's noise.
+    """
+    latents = np.random.default_rng(0).normal(size=(4, 2, 1))
+    for extreme in (-40.0, -18.0, -17.0, 8.0, 17.0, 40.0, 200.0):
+        logits = np.array([[-2.0], [0.5], [extreme]] if extreme > 0 else [[extreme], [0.0], [1.0]])
+        with jax.enable_x64(True):
+            exact = kernels_and_gradients(logits, latents, prediction)
+        found = kernels_and_gradients(logits.astype(np.float32), latents.astype(np.float32), prediction)
+        if extreme < 0:  # a level near 0 has densities of the order 1 / beta: only its kernels are compared
+            exact, found = [(x[0],) for x in exact], [(x[0],) for x in found]
+        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+            assert (x.dtype, y.dtype) == (jnp.float32, jnp.float64)
+            np.testing.assert_allclose(x, y, rtol=2e-4, atol=1e-5, err_msg=str(extreme))
+        if extreme < 0 and prediction == "action":
+            schedule = diffusion.NoiseSchedule(jnp.asarray(logits, jnp.float32))
+            assert float(diffusion.drift_coefficient(schedule)[0, 0]) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_initial_noise_levels():
