@@ -46,6 +46,21 @@ def test_identity_8_actor_loss_does_not_leak_through_the_latent(name):
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(detached))
 
 
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_an_update_at_noise_levels_of_1_is_finite(name):
+    """beta_K = 1 - 1e-11, which is 1 in float32: where long training leads."""
+    module = load(name)
+    args = make_args(module, hidden_dim=16, num_denoising_steps=4)
+    agent, batch = random_agent(module, args, "float32")
+    agent.actor_params["noise_logits"][-1] = 25.0
+    after, metrics = jax.device_get(jax.jit(partial(module.update, args))(agent, jax.random.key(1), batch))
+    assert metrics["diffusion/beta_max"] == 1.0
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((after, metrics)))
+    # Every level but the last, whose gradient has vanished, goes on learning.
+    moved = np.abs(after.actor_params["noise_logits"] - agent.actor_params["noise_logits"])
+    assert moved[:-1].min() > 1e-5
+
+
 def test_identity_9_gradient_of_the_noise_levels():
     """DiffSAC's one-step loss at fixed (s, a^k, eps): automatic against central differences, in float64."""
     module = load("diffsac_jax")
