@@ -176,6 +176,11 @@ def progress(job: Job, runs: Path, since: float) -> float:
     return 0.0
 
 
+def say(line: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(line, flush=True)
+
+
 class Scheduler:
     """Runs jobs side by side; see `run`."""
 
@@ -234,9 +239,9 @@ class Scheduler:
         return lines
 
     def run(self) -> int:
-        """Runs all jobs; returns the exit status: 0, 1 if any failed, 130 or 143 after a signal."""
+        """Runs all jobs; returns the exit status: 0, 1 if any failed, 128 + its number after a signal."""
         for line in self.estimate():
-            print(line, flush=True)
+            say(line)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
                 signal.signal(number, self._stop)
@@ -254,13 +259,13 @@ class Scheduler:
                 self._ended(job)
             if time.time() >= next_report:
                 next_report = time.time() + self.options.report
-                print(self._report(begin), flush=True)
+                say(self._report(begin))
             time.sleep(0.1)
-        print(f"{self.finished} runs finished now, {self.skipped} before, {len(self.failures)} failed", flush=True)
+        say(f"{self.finished} runs finished now, {self.skipped} before, {len(self.failures)} failed")
         for failure in self.failures:
-            print(f"failed: {failure}", flush=True)
+            say(f"failed: {failure}")
         if self.interrupted is not None:
-            print("interrupted; the same command goes on from here", flush=True)
+            say("interrupted; the same command goes on from here")
             return 128 + self.interrupted
         return 1 if self.failures else 0
 
@@ -269,8 +274,7 @@ class Scheduler:
         self.interrupted = number
         for process, _, _ in self.running.values():
             process.send_signal(self._signal_of_a_run())
-        with contextlib.suppress(OSError):  # the terminal may be gone
-            print(f"signal {number}: waiting for {len(self.running)} runs to write their checkpoints", flush=True)
+        say(f"signal {number}: waiting for {len(self.running)} runs to write their checkpoints")
 
     def _signal_of_a_run(self) -> int:
         """A run knows SIGINT and SIGTERM; a closed terminal (SIGHUP) ends it in the same way."""
@@ -281,7 +285,7 @@ class Scheduler:
 
     def _start(self, job: Job, folder: Path | None) -> None:
         command = [sys.executable, *job.command(self.options.runs, folder)]
-        print(f"{'resume' if folder else 'start'} {job.label}", flush=True)
+        say(f"{'resume' if folder else 'start'} {job.label}")
         share = self._share_done(job, folder)
         try:
             with self._log_path(job).open("a") as log:
@@ -299,7 +303,7 @@ class Scheduler:
                 )
         except OSError as error:
             self.failures.append(f"{job.label}: cannot start: {error}")
-            print(f"failed {self.failures[-1]}", flush=True)
+            say(f"failed {self.failures[-1]}")
             return
         self.running[job] = (process, time.time(), share)
         if self.interrupted is not None:  # the signal came between the check and here
@@ -311,9 +315,9 @@ class Scheduler:
         self.seconds_done += self._seconds(job) * (1.0 - share)
         if status == 0 and self._find(job)[0] == "finished":
             self.finished += 1
-            print(f"finished {job.label}", flush=True)
+            say(f"finished {job.label}")
         elif self.interrupted is not None and status in (130, 143, -signal.SIGTERM, -signal.SIGINT):
-            print(f"interrupted {job.label}", flush=True)
+            say(f"interrupted {job.label}")
         else:
             reason = {3: "a seed was stopped by NaN or infinity", 0: "exit status 0, but the run is not complete"}.get(
                 status, f"exit status {status}"
@@ -323,7 +327,7 @@ class Scheduler:
             except OSError:
                 last = []
             self.failures.append(f"{job.label}: {reason}, see {where}: {' '.join(last)[:200]}")
-            print(f"failed {self.failures[-1]}", flush=True)
+            say(f"failed {self.failures[-1]}")
 
     def _report(self, begin: float) -> str:
         shares = {job: progress(job, self.runs, started) for job, (_, started, _) in self.running.items()}

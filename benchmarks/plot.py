@@ -2,7 +2,7 @@
 
     python benchmarks/plot.py             figures into benchmarks/figures, tables into README.md and the other pages
     python benchmarks/plot.py --tables    tables only (needs no matplotlib)
-    python benchmarks/plot.py --results FOLDER    of your own CSV files, into FOLDER/figures and FOLDER/README.md
+    python benchmarks/plot.py --results FOLDER    of your own CSV files, into FOLDER/figures and FOLDER/results.md
 
 A table is whatever stands between `<!-- table NAME -->` and `<!-- end -->` in README.md, benchmarks/README.md or a page
 of docs/; `<!-- figure NAME: CAPTION -->` holds the figure's link in the same way, once the figure exists.
@@ -108,11 +108,14 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def load(folder: Path) -> Results:
-    """All results of a folder."""
+    """All results of a folder: its files that export.py wrote."""
     results: Results = {}
     for path in sorted(folder.glob("*.csv")):
         by_seed: dict[int, list[dict]] = {}
-        for row in read_rows(path):
+        rows = read_rows(path)
+        if not rows or not {"seed", "global_step", *CONSTANTS} <= rows[0].keys():
+            continue
+        for row in rows:
             by_seed.setdefault(int(row["seed"]), []).append(row)
         for seed, rows_of_seed in sorted(by_seed.items()):
             rows_of_seed.sort(key=lambda row: int(row["global_step"]))
@@ -204,7 +207,7 @@ def pairs(results: Results, policy: str) -> list[dict]:
             for env_id in environments(results, (name,)):
                 limit, curves = at_equal_steps(results, (base, name), env_id)
                 theirs = np.array([curve.score(policy) for curve in curves.get(base, [])])
-                if not len(theirs) or theirs.min() <= 0:
+                if not len(theirs) or not theirs.min() > 0:  # also where there is no training return yet: NaN
                     continue
                 scores.append(np.array([curve.score(policy) for curve in curves[name]]))
                 base_scores.append(theirs)
@@ -941,7 +944,7 @@ def main() -> int:
         if not written:
             print("no results to draw")
     if options.results:
-        page = options.results / "README.md"
+        page = options.results / "results.md"
         page.write_text(own_page(results, folder, figures))
         print(f"tables: {page}")
         return 0

@@ -239,10 +239,10 @@ class Checkpoints:
         self._slot, self._pieces = 1 - slot, [[], []]
         self._pieces[slot] = manifest["rows"]
         for folder in self._complete():
-            with contextlib.suppress(Damaged):
-                other = self._check(folder)
+            with contextlib.suppress(Damaged, OSError):  # then its place is written anew
+                other = self._manifest(folder)
                 if other["slot"] != slot and other["step"] < manifest["step"]:
-                    self._pieces[1 - slot] = other["rows"]
+                    self._pieces[1 - slot] = self._check(folder)["rows"]
                     return
 
 

@@ -44,7 +44,7 @@ DriftFn = Callable[[jax.Array, jax.Array], jax.Array]
 class NoiseSchedule:
     """Logits b `[K, A]` of the noise levels beta_k = sigmoid(b[k-1]), the prior's deviation nu, and the choice of c_k.
 
-    Everything is computed from log beta and log(1 - beta), which the logits give without loss: training may drive
+    Everything is computed from log beta and log(1 - beta), which float32 holds for any b above -80: training may drive
     beta_K so close to 1 that 1 - beta is 0 in float32, and the gradient of its root infinite.
     """
 

@@ -366,9 +366,10 @@ class Run:
             self.say(f"not the versions that this run began with, so its numbers may differ: {', '.join(changed)}")
 
     def _add_versions(self) -> None:
-        """Notes the step from which these versions run, unless they are the last ones that ran here."""
+        """Notes the step from which these versions run, unless they are those that ran before it."""
         stored = self._stored_versions()
-        if _changes(stored.get("resumed", [stored])[-1], self.versions):
+        last = stored.get("resumed", [stored])[-1]
+        if _changes(last, self.versions) or last.get("step", 0) > self.step:  # from a checkpoint before the last start
             stored.setdefault("resumed", []).append({"step": self.step, **self.versions})
             _write_json(self.folder / "versions.json", stored)
 

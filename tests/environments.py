@@ -83,5 +83,17 @@ class Containers(PendulumEnv):
         return obs, sum(self.history[-3:]) + self.table["sum"] + self.also_total[0] + self.noise.normal(), *rest
 
 
-for cls in (Counting, NotANumber, Opaque, Hidden, Containers):
+class WritesToItsAction(PendulumEnv):
+    """Pendulum with actions in [-1, 1], which it scales in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def step(self, action):
+        action *= 0.5
+        return super().step(action)
+
+
+for cls in (Counting, NotANumber, Opaque, Hidden, Containers, WritesToItsAction):
     gym.register(f"{cls.__name__}-v0", entry_point=cls, max_episode_steps=200)

@@ -153,6 +153,22 @@ def test_damage_to_any_file_is_named_and_the_previous_checkpoint_used(tmp_path, 
         assert_equal(read(folder)[0][0], states[12])
 
 
+def test_damaged_rows_of_the_older_checkpoint_are_not_taken_over(tmp_path):
+    """After a resume the next checkpoint takes the older one's place, and its rows where they are intact."""
+    write(tmp_path, [3, 6, 9, 12])
+    pieces = [path for path in files_of(tmp_path, 9) if path.parent.name.startswith("rows_")]
+    assert len(pieces) > 1
+    flip(pieces[0], np.random.default_rng(0))
+    (state, saved, _), said, store = read(tmp_path)
+    assert saved["step"] == 12 and said == []
+    state = advance(state, 12, 3)
+    store.save(15, state, *host(15))
+    store.wait()
+    (restored, saved, _), said, _ = read(tmp_path)
+    assert saved["step"] == 15 and said == []
+    assert_equal(restored, state)
+
+
 def test_nothing_intact_is_one_line_and_deletes_nothing(tmp_path):
     write(tmp_path, [3, 6])
     for step in (3, 6):

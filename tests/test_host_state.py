@@ -74,6 +74,12 @@ def test_what_cannot_be_saved_is_named(name, reason):
     assert reason in env.restore_host(*env.save_host())
 
 
+def test_an_environment_that_writes_to_its_action_can_be_saved():
+    env = envs.make_env("tests.environments:WritesToItsAction-v0", 1)
+    env._host_reset(np.zeros(1, np.uint32))
+    assert env.restore_host(*env.save_host()) is None
+
+
 def test_non_finite_actions_do_not_reach_the_environment():
     env = envs.make_env("Pendulum-v1", 2)
     env_state, _ = env.reset(jax.random.key(0))

@@ -168,6 +168,10 @@ def test_tables_by_hand(checkout):
     assert found["diffwpo_jax", "sac_jax"]["iqm"] == pytest.approx(167 / 112, abs=1e-2)
     assert found["diffwpo_jax", "diffsac_jax"]["iqm"] == pytest.approx(167 / 222, abs=1e-2)
     assert found["diffwpo_jax", "diffsac_jax"]["improvement"] == 0.0
+    # Without a training episode there is no training return and no comparison of it.
+    for curves in (results["ppo_jax"][env_id] for env_id in ("Hopper-v4", "Walker2d-v4")):
+        curves[0].returns["training"][:] = np.nan
+    assert [pair for pair in plot.pairs(results, "training") if pair["base"] == "ppo_jax"] == []
     # What the runs took: 15 evaluations of 100 s.
     line = next(x for x in plot.cost_table(results).splitlines() if x.startswith("| SAC | Hopper-v4"))
     assert line == "| SAC | Hopper-v4 | 150k | 0.42 | 4.8 | 200 | cpu cpu, 1 thread |"
@@ -223,11 +227,12 @@ def test_pages_and_images(checkout, monkeypatch, capsys):
     # Results elsewhere get a page and figures of their own, and leave those of the checkout alone.
     monkeypatch.setattr("sys.argv", ["plot.py", "--results", str(checkout / "benchmarks" / "results")])
     assert plot.main() == 0
-    own = (checkout / "benchmarks" / "results" / "README.md").read_text()
+    own = (checkout / "benchmarks" / "results" / "results.md").read_text()
     assert "![aggregate](figures/aggregate.png)" in own and "| Hopper-v4 | 120k | 1 2 3 |" in own
     assert "bandit" not in own and (checkout / "benchmarks" / "results" / "figures" / "aggregate.png").exists()
-    monkeypatch.setattr("sys.argv", ["plot.py", "--results", str(checkout / "none")])
-    assert plot.main() == 2 and "no CSV files" in capsys.readouterr().err
+    for folder in (checkout / "none", checkout / "benchmarks"):  # which has other CSV files
+        monkeypatch.setattr("sys.argv", ["plot.py", "--results", str(folder)])
+        assert plot.main() == 2 and "no CSV files of export.py" in capsys.readouterr().err
     assert (checkout / "README.md").read_text() == page
     # A second call changes nothing.
     monkeypatch.setattr("sys.argv", ["plot.py", "--tables", "--root", str(checkout)])

@@ -6,11 +6,14 @@ Wall time and the tags that measure time are left out (`scripts.scalars`).
 import csv
 import fcntl
 import json
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from common import runs
 from tests.scripts import ROOT, SMALL, run, scalars
 
 COUNTING = "tests.environments:Counting-v0"  # Pendulum, episodes of 200 steps
@@ -154,6 +157,36 @@ def assert_annealing_fixes_the_length(script, whole):
     (whole / "args.json").write_text(json.dumps({**args, "anneal_lr": True}))
     done = run(script, {"resume": whole, "total-timesteps": 1600}, status=2)
     assert "--total-timesteps 1600 conflicts" in done.stderr and "anneal" in done.stderr
+
+
+def test_the_step_from_which_versions_ran(tmp_path):
+    """Also where a damaged checkpoint sends a start back behind the one before it."""
+    versions = {"git_commit": "a", "jax": "1"}
+    (tmp_path / "versions.json").write_text(json.dumps(versions))
+    for step, commit, noted in (
+        (100, "a", []),
+        (200, "b", [(200, "b")]),
+        (300, "b", [(200, "b")]),
+        (400, "c", [(200, "b"), (400, "c")]),
+        (300, "c", [(200, "b"), (400, "c"), (300, "c")]),
+        (500, "a", [(200, "b"), (400, "c"), (300, "c"), (500, "a")]),
+    ):
+        this = SimpleNamespace(folder=tmp_path, step=step, versions={**versions, "git_commit": commit})
+        this._stored_versions = partial(runs.Run._stored_versions, this)
+        runs.Run._add_versions(this)
+        stored = json.loads((tmp_path / "versions.json").read_text())
+        assert [(x["step"], x["git_commit"]) for x in stored.get("resumed", [])] == noted
+
+
+def test_an_environment_that_cannot_be_saved_begins_new_episodes(tmp_path):
+    settings = {**ON_POLICY, "env-id": "tests.environments:Opaque-v0", "runs-folder": tmp_path}
+    run("ppo_jax.py", {**settings, "total-timesteps": 600})
+    (folder,) = tmp_path.iterdir()
+    done = run("ppo_jax.py", {"resume": folder, "total-timesteps": 1000})
+    assert "cannot be saved (Opaque.handle is a object): it begins a new episode" in done.stdout
+    # Both environments were 100 steps into episodes of 200, which would have ended at 800.
+    ends = sorted({int(row[0]) for row in scalars(folder) if row[2] == "charts/episodic_return"})
+    assert ends == [400, 1000]
 
 
 @pytest.mark.parametrize(

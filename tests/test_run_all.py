@@ -227,7 +227,15 @@ def test_interruption_and_a_second_call_that_finishes(number, status, tmp_path, 
         f"b | {stand_in} | | Hopper-v4 | 1 | 1000",
     ]
     env = settings(tmp_path, lines, JOBS="2")
-    process = subprocess.Popen([str(RUN_ALL)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [str(RUN_ALL)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # The tests may run under nohup, which ignores it and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
     try:
         wait_for(lambda: len(list((tmp_path / "runs").glob("*__a__*/summary.json"))) == 2)
         process.send_signal(number)
