@@ -52,10 +52,10 @@ diffppo_no_entropy | diffppo_jax.py | --alpha 0 | HalfCheetah-v4 Hopper-v4 Walke
 diffsac_jax | diffsac_jax.py |  | HalfCheetah-v4 Walker2d-v4 | 1 2 3 | 100000
 diffsac_jax | diffsac_jax.py |  | Hopper-v4 | 1 2 3 | 150000
 diffsac_jax | diffsac_jax.py |  | Pendulum-v1 | 1 2 3 | 20000
-diffsac_k1 | diffsac_jax.py | --num-denoising-steps 1 | Hopper-v4 | 1 | 100000
-diffsac_k16 | diffsac_jax.py | --num-denoising-steps 16 | Hopper-v4 | 1 | 100000
-diffsac_k2 | diffsac_jax.py | --num-denoising-steps 2 | Hopper-v4 | 1 | 100000
-diffsac_k4 | diffsac_jax.py | --num-denoising-steps 4 | Hopper-v4 | 1 | 100000
+diffsac_k1 | diffsac_jax.py | --num-denoising-steps 1 | Hopper-v4 | 1 2 3 | 100000
+diffsac_k16 | diffsac_jax.py | --num-denoising-steps 16 | Hopper-v4 | 1 2 3 | 100000
+diffsac_k2 | diffsac_jax.py | --num-denoising-steps 2 | Hopper-v4 | 1 2 3 | 100000
+diffsac_k4 | diffsac_jax.py | --num-denoising-steps 4 | Hopper-v4 | 1 2 3 | 100000
 diffwpo_bound0.1 | diffwpo_jax.py | --kl-bound 0.1 | Hopper-v4 | 1 2 3 | 150000
 diffwpo_bound0.1 | diffwpo_jax.py | --kl-bound 0.1 | Walker2d-v4 | 1 | 100000
 diffwpo_jax | diffwpo_jax.py |  | HalfCheetah-v4 Hopper-v4 Walker2d-v4 | 1 2 3 | 100000
