@@ -162,10 +162,9 @@ def read_run(folder: Path, allow_dirty: bool = False, allow_unfinished: bool = F
         raise ExportError(f"{folder} is not a run folder: {error}") from None
     ran = [versions, *versions.get("resumed", [])]
     states = [version.get("git_dirty") for version in ran]
-    if not allow_dirty and any(states):
-        raise ExportError(f"{folder} cannot be traced to a commit (its tree had changes); --allow-dirty exports it")
-    if not allow_dirty and None in states:
-        raise ExportError(f"{folder} cannot be traced to a commit (it is unknown); --allow-dirty exports it")
+    if (any(states) or None in states) and not allow_dirty:
+        why = "its tree had changes" if any(states) else "its commit is unknown"
+        raise ExportError(f"{folder} cannot be traced to a commit ({why}); --allow-dirty exports it")
     if any("step" not in version for version in ran[1:]):
         raise ExportError(f"{folder} was resumed with other versions, and does not say from which step on")
     if (how := state(folder)) != "finished" and not allow_unfinished:

@@ -26,8 +26,10 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 POLICIES = ("deterministic", "stochastic", "training")
-CONSTANTS = ("env_id", "exp_name", "script", "commit", "dirty", "jax", "mujoco", "gymnasium", "device", "threads")
-CONSTANTS += ("steps_per_second", "arguments")
+CONSTANTS = (
+    *("env_id", "exp_name", "script", "arguments", "steps_per_second"),
+    *("commit", "dirty", "jax", "mujoco", "gymnasium", "device", "threads"),
+)
 BOOTSTRAPS = 2000
 
 

@@ -218,7 +218,7 @@ class GymnasiumEnv:
         """
         if "not_saveable" in saved:
             return saved["not_saveable"]
-        if not host_state.works(lambda: make_gymnasium(self.env_id, self.env_kwargs)):
+        if not host_state.works(lambda: _Apart(make_gymnasium(self.env_id, self.env_kwargs))):
             return "it keeps a part of its state where it cannot be seen"
         decoder = host_state.Decoder(arrays)
         try:

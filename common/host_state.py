@@ -194,7 +194,7 @@ def works(make_env: Any, steps: int = 20) -> bool:
 
 
 def _step(env: gym.Env, action: np.ndarray) -> tuple[Any, ...]:
-    obs, reward, terminated, truncated, _ = env.step(np.array(action))  # it may write to its action
+    obs, reward, terminated, truncated, _ = env.step(action)
     return obs, float(reward), terminated or truncated
 
 

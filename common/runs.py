@@ -330,6 +330,8 @@ class Run:
             if self.args.resume is not None:
                 self._write_args()  # with what was changed
                 self._add_versions()
+            if restored is not None:  # it may have been killed after this checkpoint, before its agents
+                self.checkpoints.on_done(state)
             self._open_logs(log_bytes)
         return state
 
@@ -511,11 +513,9 @@ class Run:
         Leaves the process with the exit status of `start` where the run was interrupted or a seed was stopped.
         """
         self._checkpoint(state)
-        lost = len(self.stopped) == len(self.seeds)
         with self._writing():
             self.checkpoints.wait()
-            if not lost:  # again, because a run may have been killed after its last checkpoint, before its agents
-                evaluation.write_agents(self.folder / "agent.msgpack", state.agent)
+        lost = len(self.stopped) == len(self.seeds)
         interrupted = self.signals.stop if self.step < self.args.total_timesteps and not lost else None
         if not self.evaluations and not interrupted and not lost:
             self.log_evaluation(self.step, evaluator(state.agent, self.step))
