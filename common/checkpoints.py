@@ -15,6 +15,7 @@ one that it replaces the rows written since.
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import threading
@@ -91,8 +92,7 @@ class Checkpoints:
             self._error = error
 
     def _write(self, step, slot, state, rows, first, host, host_arrays) -> None:
-        import orbax.checkpoint as ocp  # here, because importing it takes half a second
-
+        ocp = _orbax()
         self.folder.mkdir(exist_ok=True)
         target, part = self.folder / f"{step:012d}", self.folder / f"{step:012d}.part"
         shutil.rmtree(part, ignore_errors=True)
@@ -193,8 +193,7 @@ class Checkpoints:
         return manifest
 
     def _read(self, folder: Path, manifest: dict[str, Any], state: Any) -> tuple[Any, dict[str, Any], list[np.ndarray]]:
-        import orbax.checkpoint as ocp
-
+        ocp = _orbax()
         with ocp.PyTreeCheckpointer() as checkpointer:
             saved = checkpointer.restore(folder.absolute() / "state")
         buffer = getattr(state, "buffer", None)
@@ -244,6 +243,14 @@ class Checkpoints:
                 if other["slot"] != slot and other["step"] < manifest["step"]:
                     self._pieces[1 - slot] = self._check(folder)["rows"]
                     return
+
+
+def _orbax() -> Any:
+    import orbax.checkpoint as ocp  # here, because importing it takes half a second
+
+    # What it raises it also logs, with the traceback of a thread, into the one line that the run prints.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    return ocp
 
 
 # ------------------------------------------------------------------------------------------------------------- arrays
