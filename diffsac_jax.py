@@ -16,51 +16,22 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from flax.training.train_state import TrainState
 
-from common import diffusion, distributions, envs, evaluation, replay, runs
+from common import diffusion, distributions, replay
+from common.seeds import vmap_seeds
+from envs import EnvState, make_env
+from harness import Evaluator, Experiment, Run, cli
 
 # ---------------------------------------------------------------------------------------------------------- arguments
 
 
 @dataclass(frozen=True)
-class Args:
-    env_id: str = "Hopper-v4"
-    """any Gymnasium id with a Box action space, or module:id"""
-    env_kwargs: str = "{}"
-    """keyword arguments of the environment, a JSON object"""
-    seed: int = 1
-    """first seed"""
-    num_seeds: int = 1
-    """agents trained side by side with seeds seed, seed + 1, .."""
-    total_timesteps: int = 1_000_000
-    """environment steps per agent"""
-    num_envs: int = 1
-    """environments per agent"""
-    log_frequency: int = 1000
-    """environment steps per compiled chunk: logs, evaluations and signals wait for its end"""
-    eval_frequency: int = 10_000
-    """environment steps between evaluations"""
-    eval_episodes: int = 10
-    """episodes per evaluation, for each of the stochastic and the deterministic policy"""
-    capture_video: bool = False
-    """record an episode at the end, or with --evaluate"""
-    track: bool = False
-    """mirror TensorBoard to Weights & Biases"""
-    wandb_project_name: str = "diffusion-maxent-rl"
-    """Weights & Biases project"""
-    wandb_entity: str | None = None
-    """Weights & Biases entity"""
-    runs_folder: str = "runs"
-    """where the run's folder is made"""
+class Args(Experiment):
     exp_name: str = "diffsac_jax"
     """name of this experiment, part of the folder's name"""
-    checkpoint_frequency: int = 10_000
-    """environment steps between checkpoints; 0: only at the end"""
-    resume: str | None = None
-    """folder of a run: continue it there, with the arguments stored in it"""
-    evaluate: str | None = None
-    """folder of a run: evaluate the agents it saved last instead of training"""
-
+    log_frequency: int = Experiment.changeable(1000)
+    """environment steps per compiled chunk: logs, evaluations and signals wait for its end"""
     buffer_size: int = 1_000_000
     """transitions in the replay buffer"""
     learning_starts: int = 5000
@@ -100,13 +71,17 @@ class Args:
     """differentiate the actor loss through all K steps (DIME's estimator) and learn action-level critics only"""
 
     def __post_init__(self):
-        runs.check_arguments(self)
-        runs.check(self.learning_starts <= self.total_timesteps, "--learning-starts is above --total-timesteps")
-        runs.check(
+        super().__post_init__()
+        self.positive("buffer_size", "batch_size", "updates_per_step", "policy_lr", "q_lr", "hidden_dim")
+        self.positive("num_denoising_steps", "prior_std", "initial_beta_first", "initial_beta_last")
+        self.not_negative("learning_starts", "alpha", "target_entropy_scale")
+        self.fraction("gamma", "tau")
+        self.check(self.initial_beta_first < 1 and self.initial_beta_last < 1, "noise levels must be below 1")
+        self.check(self.learning_starts <= self.total_timesteps, "--learning-starts is above --total-timesteps")
+        self.check(
             self.num_updates >= 1 and self.num_updates % 1 == 0,
             "--num-envs times --updates-per-step must be a whole number of at least 1",
         )
-        runs.check(self.initial_beta_first < 1 and self.initial_beta_last < 1, "noise levels must be below 1")
 
     @property
     def num_updates(self) -> float:
@@ -128,11 +103,11 @@ class Actor(nn.Module):
 
     action_size: int
     hidden_dim: int
-    num_steps: int
+    num_denoising_steps: int
 
     @nn.compact
     def __call__(self, obs, latent, k):
-        level = diffusion.level_embedding(jnp.broadcast_to(k, obs.shape[:-1]), self.num_steps)
+        level = diffusion.level_embedding(jnp.broadcast_to(k, obs.shape[:-1]), self.num_denoising_steps)
         x = jnp.concatenate([obs, latent, level], axis=-1)
         x = nn.relu(nn.Dense(self.hidden_dim)(x))
         x = nn.relu(nn.Dense(self.hidden_dim)(x))
@@ -143,11 +118,11 @@ class Critic(nn.Module):
     """Q(s, a^j, j): obs `[B, O]`, latent a^j `[B, A]` (the action u at j = 0), j int `[B]` or scalar -> `[B]`."""
 
     hidden_dim: int
-    num_steps: int
+    num_denoising_steps: int
 
     @nn.compact
     def __call__(self, obs, latent, j=0):
-        level = diffusion.level_embedding(jnp.broadcast_to(j, obs.shape[:-1]), self.num_steps)
+        level = diffusion.level_embedding(jnp.broadcast_to(j, obs.shape[:-1]), self.num_denoising_steps)
         x = jnp.concatenate([obs, latent, level], axis=-1)
         x = nn.relu(nn.Dense(self.hidden_dim)(x))
         x = nn.relu(nn.Dense(self.hidden_dim)(x))
@@ -165,25 +140,23 @@ TwinCritic = nn.vmap(Critic, variable_axes={"params": 0}, split_rngs={"params": 
 class Agent:
     """All that is learned by one agent."""
 
-    actor: nn.Module = struct.field(pytree_node=False)
-    critic: nn.Module = struct.field(pytree_node=False)
-    actor_params: dict
-    critic_params: dict
+    actor: TrainState
+    critic: TrainState
     target_params: dict
-    log_alpha: jax.Array
-    actor_opt_state: optax.OptState
-    critic_opt_state: optax.OptState
-    alpha_opt_state: optax.OptState
+    temperature: TrainState
+
+    @property
+    def alpha(self):
+        return jnp.exp(self.temperature.params["log_alpha"])
 
 
 @struct.dataclass
-class TrainState:
-    """The whole state of one agent's training: obs `[N, O]` is what it acts on next."""
+class Training:
+    """The whole state of one agent's training."""
 
     agent: Agent
     buffer: replay.Transition
-    env_state: envs.EnvState
-    obs: jax.Array
+    env_state: EnvState
     key: jax.Array
 
 
@@ -200,27 +173,21 @@ def init_agent(args, env, key):
     critic_params = critic.init(critic_key, obs, action)
     log_alpha = jnp.log(jnp.float32(args.alpha))
     return Agent(
-        actor=actor,
-        critic=critic,
-        actor_params=actor_params,
-        critic_params=critic_params,
+        actor=TrainState.create(apply_fn=actor.apply, params=actor_params, tx=optax.adam(args.policy_lr)),
+        critic=TrainState.create(apply_fn=critic.apply, params=critic_params, tx=optax.adam(args.q_lr)),
         target_params=jax.tree.map(jnp.copy, critic_params),
-        log_alpha=log_alpha,
-        actor_opt_state=optax.adam(args.policy_lr).init(actor_params),
-        critic_opt_state=optax.adam(args.q_lr).init(critic_params),
-        alpha_opt_state=optax.adam(args.q_lr).init(log_alpha),
+        temperature=TrainState.create(apply_fn=None, params={"log_alpha": log_alpha}, tx=optax.adam(args.q_lr)),
     )
 
 
-def init_state(args, env, key):
+def init_training(args, env, key):
     """The state before the first step (the key is consumed)."""
     agent_key, env_key, key = jax.random.split(key, 3)
-    env_state, obs = env.reset(env_key)
-    return TrainState(
+    env_state = env.reset(env_key)
+    return Training(
         agent=init_agent(args, env, agent_key),
         buffer=replay.init(replay.capacity(args.buffer_size, args.num_envs), transition_row(env)),
         env_state=env_state,
-        obs=obs,
         key=key,
     )
 
@@ -238,9 +205,9 @@ def transition_row(env):
 
 def policy_terms(args, agent, obs):
     """The drift with the observations `[B, O]` bound, and the noise schedule."""
-    params = agent.actor_params
+    params = agent.actor.params
     schedule = diffusion.NoiseSchedule(params["noise_logits"], args.prior_std, args.prediction)
-    return lambda latent, k: agent.actor.apply(params["drift"], obs, latent, k), schedule
+    return lambda latent, k: agent.actor.apply_fn(params["drift"], obs, latent, k), schedule
 
 
 def sample_chain(args, agent, key, obs):
@@ -249,9 +216,9 @@ def sample_chain(args, agent, key, obs):
 
 
 def squash(chain):
-    """Action tanh(a^0) `[B, A]` and, for log pi(u | s), l = log p(a^K) + sum_k rho_k - log det tanh, `[B]` in nats."""
-    log_prob = diffusion.chain_log_likelihood(chain) - distributions.tanh_log_det(chain.latents[0])
-    return jnp.tanh(chain.latents[0]), log_prob
+    """Action tanh(a^0) `[B, A]` and l = log p(a^K) + sum_k rho_k - log det tanh, `[B]` in nats."""
+    log_lik = diffusion.chain_log_likelihood(chain) - distributions.tanh_log_det(chain.latents[0])
+    return jnp.tanh(chain.latents[0]), log_lik
 
 
 def sample_action(args, agent, key, obs):
@@ -264,7 +231,7 @@ def deterministic_action(args, agent, obs):
     return jnp.tanh(diffusion.deterministic_chain(*policy_terms(args, agent, obs), obs.shape[:-1]))
 
 
-def entropy(args, agent, key, obs):
+def entropy_terms(args, agent, key, obs):
     """One sample of the policy's entropy, or of bounds of it, by tag, `[B]` in nats (the key is consumed)."""
     return diffusion.entropy_terms(key, *policy_terms(args, agent, obs), obs.shape[:-1], distributions.tanh_log_det)
 
@@ -277,19 +244,19 @@ def critic_loss(critic_params, args, agent, key, batch, chain):
 
     The inner target is Monte-Carlo over the rest of the chain: y_j = min Q(s', u', 0) - alpha (sum_{k<=j} rho_k - ldj).
     """
-    next_action, next_log_prob = squash(chain)
-    next_q = agent.critic.apply(agent.target_params, batch.next_obs, next_action).min(axis=0)
-    next_value = next_q - jnp.exp(agent.log_alpha) * next_log_prob
+    next_action, next_log_lik = squash(chain)
+    next_q = agent.critic.apply_fn(agent.target_params, batch.next_obs, next_action).min(axis=0)
+    next_value = next_q - agent.alpha * next_log_lik
     target = batch.reward + args.gamma * (1.0 - batch.terminated) * next_value
     obs, latent, level, weight = batch.obs, batch.action, jnp.zeros(target.shape, int), jnp.ones_like(target)
     if args.num_denoising_steps > 1 and not args.backprop_through_chain:
         rows = jnp.arange(target.shape[0])
         j = jax.random.randint(key, rows.shape, 1, args.num_denoising_steps)
-        inner_log_prob = jnp.cumsum(chain.log_ratio, axis=0)[j - 1, rows] - distributions.tanh_log_det(chain.latents[0])
-        target = jnp.concatenate([target, next_q - jnp.exp(agent.log_alpha) * inner_log_prob])
+        inner_log_lik = jnp.cumsum(chain.rho, axis=0)[j - 1, rows] - distributions.tanh_log_det(chain.latents[0])
+        target = jnp.concatenate([target, next_q - agent.alpha * inner_log_lik])
         obs, latent = jnp.concatenate([obs, batch.next_obs]), jnp.concatenate([latent, chain.latents[j, rows]])
         level, weight = jnp.concatenate([level, j]), jnp.concatenate([weight, 1.0 - batch.terminated])
-    q = agent.critic.apply(critic_params, obs, latent, level)
+    q = agent.critic.apply_fn(critic_params, obs, latent, level)
     error = (q - jax.lax.stop_gradient(target)) ** 2
     loss = jnp.mean(weight * error, axis=1).sum()
     q, error = q[:, : len(batch.reward)], error[:, : len(batch.reward)]  # level 0
@@ -298,26 +265,26 @@ def critic_loss(critic_params, args, agent, key, batch, chain):
 
 def actor_loss(actor_params, args, agent, key, batch, chain):
     """alpha rho_k - min Q(s', a^{k-1}, k-1) of one reparameterised step k per sample, from the detached a^k."""
-    agent = agent.replace(actor_params=actor_params)
+    agent = agent.replace(actor=agent.actor.replace(params=actor_params))
     step_key, noise_key = jax.random.split(key)
     rows = jnp.arange(len(batch.reward))
     k = jax.random.randint(step_key, rows.shape, 1, args.num_denoising_steps + 1)
     latent = jax.lax.stop_gradient(chain.latents[k, rows])
     drift, schedule = policy_terms(args, agent, batch.next_obs)
-    next_latent, log_denoise, log_noise = diffusion.denoise_step(noise_key, drift, schedule, latent, k)
-    log_prob = log_denoise - log_noise - (k == 1) * distributions.tanh_log_det(next_latent)
+    next_latent, log_denoising, log_noising = diffusion.denoise_step(noise_key, drift, schedule, latent, k)
+    rho = log_denoising - log_noising - (k == 1) * distributions.tanh_log_det(next_latent)
     value_input = jnp.where((k == 1)[:, None], jnp.tanh(next_latent), next_latent)
-    q = agent.critic.apply(agent.critic_params, batch.next_obs, value_input, k - 1).min(axis=0)
-    loss = jnp.mean((1.0 - batch.terminated) * (jnp.exp(agent.log_alpha) * log_prob - q))
+    q = agent.critic.apply_fn(agent.critic.params, batch.next_obs, value_input, k - 1).min(axis=0)
+    loss = jnp.mean((1.0 - batch.terminated) * (agent.alpha * rho - q))
     return loss, {"losses/actor_loss": loss}
 
 
 def chain_actor_loss(actor_params, args, agent, key, batch, chain):
     """alpha l - min Q at reparameterised actions: the gradient passes through all K steps (2502.02316)."""
-    agent = agent.replace(actor_params=actor_params)
-    action, log_prob = sample_action(args, agent, key, batch.obs)
-    q = agent.critic.apply(agent.critic_params, batch.obs, action).min(axis=0)
-    loss = jnp.mean(jnp.exp(agent.log_alpha) * log_prob - q)
+    agent = agent.replace(actor=agent.actor.replace(params=actor_params))
+    action, log_lik = sample_action(args, agent, key, batch.obs)
+    q = agent.critic.apply_fn(agent.critic.params, batch.obs, action).min(axis=0)
+    loss = jnp.mean(agent.alpha * log_lik - q)
     return loss, {"losses/actor_loss": loss}
 
 
@@ -326,31 +293,24 @@ def update(args, agent, key, batch):
     critic_key, actor_key, chain_key = jax.random.split(key, 3)
     # One chain at s', without gradient, serves the critics' targets, the actor's a^k and the temperature.
     chain = jax.lax.stop_gradient(sample_chain(args, agent, chain_key, batch.next_obs))
-    _, log_prob = squash(chain)
+    _, log_lik = squash(chain)
 
-    grads, qf_metrics = jax.grad(critic_loss, has_aux=True)(agent.critic_params, args, agent, critic_key, batch, chain)
-    updates, critic_opt_state = optax.adam(args.q_lr).update(grads, agent.critic_opt_state)
-    agent = agent.replace(
-        critic_params=optax.apply_updates(agent.critic_params, updates), critic_opt_state=critic_opt_state
-    )
+    grads, qf_metrics = jax.grad(critic_loss, has_aux=True)(agent.critic.params, args, agent, critic_key, batch, chain)
+    agent = agent.replace(critic=agent.critic.apply_gradients(grads=grads))
 
     loss = chain_actor_loss if args.backprop_through_chain else actor_loss
-    grads, actor_metrics = jax.grad(loss, has_aux=True)(agent.actor_params, args, agent, actor_key, batch, chain)
-    updates, actor_opt_state = optax.adam(args.policy_lr).update(grads, agent.actor_opt_state)
-    agent = agent.replace(
-        actor_params=optax.apply_updates(agent.actor_params, updates), actor_opt_state=actor_opt_state
-    )
+    grads, actor_metrics = jax.grad(loss, has_aux=True)(agent.actor.params, args, agent, actor_key, batch, chain)
+    agent = agent.replace(actor=agent.actor.apply_gradients(grads=grads))
 
     # Loss of log alpha: -exp(log alpha) stopgrad(l + target entropy); its gradient by hand.
     if args.autotune:
-        error = (1.0 - batch.terminated) * (log_prob + args.target_entropy(agent.actor.action_size))
-        grad = -jnp.exp(agent.log_alpha) * error.mean()
-        updates, alpha_opt_state = optax.adam(args.q_lr).update(grad, agent.alpha_opt_state)
-        agent = agent.replace(log_alpha=agent.log_alpha + updates, alpha_opt_state=alpha_opt_state)
+        error = (1.0 - batch.terminated) * (log_lik + args.target_entropy(batch.action.shape[-1]))
+        grads = {"log_alpha": -agent.alpha * error.mean()}
+        agent = agent.replace(temperature=agent.temperature.apply_gradients(grads=grads))
 
-    target_params = optax.incremental_update(agent.critic_params, agent.target_params, args.tau)
-    metrics = {"losses/alpha": jnp.exp(agent.log_alpha), "losses/entropy": -log_prob.mean()}
-    metrics |= {f"diffusion/log_ratio_{k + 1}": x for k, x in enumerate(chain.log_ratio.mean(axis=1))}
+    target_params = optax.incremental_update(agent.critic.params, agent.target_params, args.tau)
+    metrics = {"losses/alpha": agent.alpha, "losses/entropy": -log_lik.mean()}
+    metrics |= {f"diffusion/rho_{k + 1}": x for k, x in enumerate(chain.rho.mean(axis=1))}
     metrics |= diffusion.noise_level_metrics(policy_terms(args, agent, batch.obs)[1])
     return agent.replace(target_params=target_params), {**qf_metrics, **actor_metrics, **metrics}
 
@@ -362,16 +322,14 @@ def train_step(args, env, state, step):
     """One step of the N environments and the updates that belong to it. `step`: environment steps taken before."""
     key, action_key, learn_key = jax.random.split(state.key, 3)
     random_key, policy_key = jax.random.split(action_key)
+    obs = state.env_state.obs
     random_action = jax.random.uniform(random_key, (args.num_envs, env.action_size), minval=-1.0, maxval=1.0)
-    policy_action, _ = sample_action(args, state.agent, policy_key, state.obs)
+    policy_action, _ = sample_action(args, state.agent, policy_key, obs)
     action = jnp.where(step < args.learning_starts, random_action, policy_action)
 
     env_state, time_step = env.step(state.env_state, action)
-    buffer = replay.insert(
-        state.buffer,
-        step,
-        replay.Transition(state.obs, action, time_step.reward, time_step.final_obs, time_step.terminated),
-    )
+    rows = replay.Transition(obs, action, time_step.reward, time_step.final_obs, time_step.terminated)
+    buffer = replay.insert(state.buffer, step, rows)
 
     def learn(agent):
         def one_update(agent, key):
@@ -386,37 +344,42 @@ def train_step(args, env, state, step):
         return agent, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn, agent)[1])
 
     agent, metrics = jax.lax.cond(step >= args.learning_starts, learn, wait, state.agent)
-    return TrainState(agent, buffer, env_state, time_step.obs, key), runs.StepLog.of(time_step, metrics)
+    return Training(agent, buffer, env_state, key), (time_step.episode, metrics)
 
 
 @partial(jax.jit, static_argnames=("args", "env"), donate_argnames="state")
 def train_chunk(args, env, state, step):
-    """`log_frequency` environment steps of all S agents in one XLA program; leaves of `state` are `[S, ..]`."""
+    """`log_frequency` environment steps of all S agents in one XLA program; leaves of `state` are `[S, ..]`.
+
+    Returns the new state, the episodes `[S, T, N]`, and by tag the mean over the steps that learned, `[S]`.
+    """
     steps = step + args.num_envs * jnp.arange(args.log_frequency // args.num_envs)
-    return runs.scan_agents(partial(train_step, args, env), state, steps)
+    learned = steps >= args.learning_starts
+
+    def one_seed(state):
+        state, (episodes, metrics) = jax.lax.scan(partial(train_step, args, env), state, steps)
+        return state, episodes, jax.tree.map(lambda x: x.sum(axis=0) / learned.sum(), metrics)
+
+    return vmap_seeds(one_seed)(state)
 
 
 # --------------------------------------------------------------------------------------------------------------- main
 
 
-def main(args):
-    env = envs.make_env(args.env_id, args.num_envs, args.num_seeds, args.env_kwargs)
-    evaluator = evaluation.Evaluator(args, sample_action, deterministic_action, entropy)
-    with runs.Run(args, env, learning_starts=args.learning_starts) as run:
-        state = run.restore(jax.jit(jax.vmap(partial(init_state, args, env)))(run.keys))
-        run.header(
-            parameters=state.agent.actor_params,
-            buffer=replay.num_bytes(replay.capacity(args.buffer_size, args.num_envs), transition_row(env)),
-        )
-        chunk = run.compile(train_chunk, args, env, state, jnp.int32(0))
-        for step in run.chunks():
-            state, log = chunk(state, jnp.int32(step))
-            step = run.log(step, log, state)
-            if step % args.eval_frequency == 0:
-                run.log_evaluation(step, evaluator(state.agent, step))
-            run.checkpoint(step, state)
-        run.finish(state, evaluator)
+def train(args):
+    env = make_env(args.env_id, args.num_envs, args.num_seeds, args.env_kwargs)
+    evaluate = Evaluator(args, sample_action, deterministic_action, entropy_terms)
+    with Run(args, env) as run:
+        state = run.start(partial(init_training, args, env))
+        while run.goes_on():
+            state, episodes, metrics = train_chunk(args, env, state, run.step)
+            learned = run.step + args.log_frequency - args.num_envs >= args.learning_starts
+            run.log(state, episodes, metrics if learned else {})
+            if run.due(args.eval_frequency):
+                run.log_evaluation(evaluate(state.agent, run.step))
+            run.save_if_due(state)
+        run.finish(state, evaluate)
 
 
 if __name__ == "__main__":
-    runs.start(Args, main, evaluate=partial(evaluation.evaluate_run, init_agent, sample_action, deterministic_action))
+    cli.run(Args, train)

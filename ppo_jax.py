@@ -15,49 +15,24 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from flax.training.train_state import TrainState
 
-from common import distributions, envs, evaluation, normalization, runs
+from common import distributions, normalization
+from common.seeds import vmap_seeds
+from envs import EnvState, make_env
+from harness import Evaluator, Experiment, Run, cli
 
 # ---------------------------------------------------------------------------------------------------------- arguments
 
 
 @dataclass(frozen=True)
-class Args:
-    env_id: str = "Hopper-v4"
-    """any Gymnasium id with a Box action space, or module:id"""
-    env_kwargs: str = "{}"
-    """keyword arguments of the environment, a JSON object"""
-    seed: int = 1
-    """first seed"""
-    num_seeds: int = 1
-    """agents trained side by side with seeds seed, seed + 1, .."""
-    total_timesteps: int = 1_000_000
-    """environment steps per agent"""
-    num_envs: int = 8
-    """environments per agent"""
-    eval_frequency: int = 40_000
-    """environment steps between evaluations"""
-    eval_episodes: int = 10
-    """episodes per evaluation, for each of the stochastic and the deterministic policy"""
-    capture_video: bool = False
-    """record an episode at the end, or with --evaluate"""
-    track: bool = False
-    """mirror TensorBoard to Weights & Biases"""
-    wandb_project_name: str = "diffusion-maxent-rl"
-    """Weights & Biases project"""
-    wandb_entity: str | None = None
-    """Weights & Biases entity"""
-    runs_folder: str = "runs"
-    """where the run's folder is made"""
+class Args(Experiment):
     exp_name: str = "ppo_jax"
     """name of this experiment, part of the folder's name"""
-    checkpoint_frequency: int = 80_000
-    """environment steps between checkpoints; 0: only at the end"""
-    resume: str | None = None
-    """folder of a run: continue it there, with the arguments stored in it"""
-    evaluate: str | None = None
-    """folder of a run: evaluate the agents it saved last instead of training"""
-
+    num_envs: int = 8
+    """environments per agent"""
+    eval_frequency: int = Experiment.changeable(40_000)
+    """environment steps between evaluations"""
     num_steps: int = 200
     """T, steps of each environment per rollout; a rollout and its updates are one compiled chunk"""
     learning_rate: float = 3e-4
@@ -90,14 +65,13 @@ class Args:
     """standard deviation of the Gaussian at the start"""
 
     def __post_init__(self):
-        for flag, steps in (("total-timesteps", self.total_timesteps), ("eval-frequency", self.eval_frequency)):
-            runs.check(
-                self.log_frequency <= 0 or steps % self.log_frequency == 0,
-                f"--{flag} {steps} must be a multiple of --num-envs times --num-steps = {self.log_frequency}",
-            )
-        runs.check_arguments(self)
-        runs.check(self.gae_lambda <= 1.0, "--gae-lambda must not be above 1")
-        runs.check(
+        self.positive("num_envs", "num_steps")
+        super().__post_init__()
+        self.positive("learning_rate", "num_minibatches", "update_epochs", "clip_coef", "max_grad_norm", "hidden_dim")
+        self.positive("initial_std")
+        self.not_negative("vf_coef", "ent_coef")
+        self.fraction("gamma", "gae_lambda")
+        self.check(
             self.num_rows % self.num_minibatches == 0,
             f"--num-minibatches {self.num_minibatches} must divide the {self.num_rows} rows of a rollout",
         )
@@ -107,7 +81,6 @@ class Args:
         """Environment steps per compiled chunk: logs, evaluations and signals wait for its end."""
         return self.num_envs * self.num_steps
 
-    @property
     def fixed_on_resume(self) -> dict[str, str]:
         return {"total_timesteps": "the learning rate is annealed over it"} if self.anneal_lr else {}
 
@@ -115,11 +88,6 @@ class Args:
     def num_rows(self) -> int:
         """Rows that one rollout gives the learner."""
         return self.num_envs * self.num_steps
-
-    @property
-    def num_updates(self) -> float:
-        """Gradient steps per step of the N environments."""
-        return self.update_epochs * self.num_minibatches / self.num_steps
 
 
 # ----------------------------------------------------------------------------------------------------------- networks
@@ -153,19 +121,17 @@ class Agent:
 
     actor: nn.Module = struct.field(pytree_node=False)
     critic: nn.Module = struct.field(pytree_node=False)
-    params: dict
-    opt_state: optax.OptState
+    networks: TrainState
     obs_stats: normalization.RunningStats
     return_stats: normalization.RunningStats
 
 
 @struct.dataclass
-class TrainState:
-    """The whole state of one agent's training: obs `[N, O]`, not normalised, is what it acts on next."""
+class Training:
+    """The whole state of one agent's training; discounted_return `[N]`: rewards of the running episodes."""
 
     agent: Agent
-    env_state: envs.EnvState
-    obs: jax.Array
+    env_state: EnvState
     discounted_return: jax.Array
     key: jax.Array
 
@@ -197,9 +163,19 @@ class Batch:
     target: jax.Array
 
 
+def learning_rate(args, step):
+    """What the gradient steps at environment step `step` are multiplied by."""
+    return args.learning_rate * (1.0 - step / args.total_timesteps) if args.anneal_lr else args.learning_rate
+
+
 def optimizer(args):
-    """Clips the gradient's norm, then Adam without the learning rate."""
-    return optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.scale_by_adam(eps=1e-5))
+    """Clips the gradient's norm, then Adam."""
+
+    def schedule(count):
+        return learning_rate(args, count // (args.update_epochs * args.num_minibatches) * args.log_frequency)
+
+    clip, adam = optax.clip_by_global_norm(args.max_grad_norm), optax.scale_by_adam(eps=1e-5)
+    return optax.chain(clip, adam, optax.scale_by_learning_rate(schedule))
 
 
 def init_agent(args, env, key):
@@ -214,22 +190,20 @@ def init_agent(args, env, key):
     return Agent(
         actor=actor,
         critic=critic,
-        params=params,
-        opt_state=optimizer(args).init(params),
+        networks=TrainState.create(apply_fn=None, params=params, tx=optimizer(args)),
         obs_stats=normalization.init((env.observation_size,)),
         return_stats=normalization.init(()),
     )
 
 
-def init_state(args, env, key):
+def init_training(args, env, key):
     """The state before the first step (the key is consumed)."""
     agent_key, env_key, key = jax.random.split(key, 3)
-    env_state, obs = env.reset(env_key)
+    env_state = env.reset(env_key)
     agent = init_agent(args, env, agent_key)
-    return TrainState(
-        agent=agent.replace(obs_stats=normalization.update(agent.obs_stats, obs)),
+    return Training(
+        agent=agent.replace(obs_stats=normalization.update(agent.obs_stats, env_state.obs)),
         env_state=env_state,
-        obs=obs,
         discounted_return=jnp.zeros(args.num_envs),
         key=key,
     )
@@ -240,7 +214,7 @@ def init_state(args, env, key):
 
 def policy_terms(args, agent, obs):
     """Mean `[B, A]` and standard deviation `[A]` of the Gaussian for normalised observations."""
-    params = agent.params["actor"]
+    params = agent.networks.params["actor"]
     return agent.actor.apply(params["mean"], obs), jnp.exp(params["log_std"])
 
 
@@ -258,7 +232,7 @@ def deterministic_action(args, agent, obs):
     return jnp.clip(policy_terms(args, agent, obs)[0], -1.0, 1.0)
 
 
-def entropy(args, agent, key, obs):
+def entropy_terms(args, agent, key, obs):
     """One sample of the policy's entropy, or of bounds of it, by tag, `[B]` in nats (the key is consumed)."""
     obs = normalization.normalize(agent.obs_stats, obs)
     return {"eval/entropy": jnp.full(obs.shape[:-1], distributions.gaussian_entropy(policy_terms(args, agent, obs)[1]))}
@@ -269,7 +243,7 @@ def entropy(args, agent, key, obs):
 
 def state_value(agent, x):
     """The value function of its inputs `[B, ..]` -> `[B]`."""
-    return agent.critic.apply(agent.params["critic"], x).squeeze(-1)
+    return agent.critic.apply(agent.networks.params["critic"], x).squeeze(-1)
 
 
 def gae(args, reward, value, bootstrap, terminated, truncated):
@@ -302,9 +276,8 @@ def make_batch(args, agent, rollout):
     return jax.tree.map(lambda x: x.reshape(args.num_rows, *x.shape[value.ndim :]), batch), metrics
 
 
-def policy_loss(actor_params, args, agent, batch):
+def policy_loss(args, agent, batch):
     """Clipped surrogate (1707.06347, equation 7) and the entropy's term."""
-    agent = agent.replace(params={**agent.params, "actor": actor_params})
     mean, std = policy_terms(args, agent, batch.obs)
     log_ratio = distributions.gaussian_log_prob(batch.sample, mean, std) - batch.log_prob
     ratio = jnp.exp(log_ratio)
@@ -325,9 +298,8 @@ def policy_loss(actor_params, args, agent, batch):
     return loss, metrics
 
 
-def value_loss(critic_params, args, agent, batch):
+def value_loss(args, agent, batch):
     """Half the mean squared error of the value function, the larger of with and without clipping of its change."""
-    agent = agent.replace(params={**agent.params, "critic": critic_params})
     value = state_value(agent, batch.obs)
     error = (value - batch.target) ** 2
     if args.clip_vloss:
@@ -337,27 +309,26 @@ def value_loss(critic_params, args, agent, batch):
     return loss, {"losses/value_loss": loss}
 
 
-def update(args, agent, batch, learning_rate):
+def update(args, agent, batch):
     """One gradient step of policy and value function on one minibatch."""
 
     def loss(params):
-        actor_loss, actor_metrics = policy_loss(params["actor"], args, agent, batch)
-        critic_loss, critic_metrics = value_loss(params["critic"], args, agent, batch)
+        candidate = agent.replace(networks=agent.networks.replace(params=params))
+        actor_loss, actor_metrics = policy_loss(args, candidate, batch)
+        critic_loss, critic_metrics = value_loss(args, candidate, batch)
         return actor_loss + args.vf_coef * critic_loss, {**actor_metrics, **critic_metrics}
 
-    grads, metrics = jax.grad(loss, has_aux=True)(agent.params)
-    updates, opt_state = optimizer(args).update(grads, agent.opt_state)
-    params = jax.tree.map(lambda p, u: p - learning_rate * u, agent.params, updates)
-    return agent.replace(params=params, opt_state=opt_state), metrics
+    grads, metrics = jax.grad(loss, has_aux=True)(agent.networks.params)
+    return agent.replace(networks=agent.networks.apply_gradients(grads=grads)), metrics
 
 
-def learn(args, agent, key, batch, learning_rate):
+def learn(args, agent, key, batch):
     """All epochs over one batch (the key is consumed). Metrics are means over all minibatches."""
 
     def epoch(agent, key):
         order = jax.random.permutation(key, args.num_rows).reshape(args.num_minibatches, -1)
         minibatches = jax.tree.map(lambda x: x[order], batch)
-        return jax.lax.scan(lambda agent, rows: update(args, agent, rows, learning_rate), agent, minibatches)
+        return jax.lax.scan(partial(update, args), agent, minibatches)
 
     agent, metrics = jax.lax.scan(epoch, agent, jax.random.split(key, args.update_epochs))
     first_ratio_error = metrics["losses/first_ratio_error"][0, 0]
@@ -370,64 +341,62 @@ def learn(args, agent, key, batch, learning_rate):
 
 def rollout_step(args, env, state, key):
     """One step of the N environments, which also updates the statistics (the key is consumed)."""
-    action, sample = sample_action(args, state.agent, key, state.obs)
+    obs, began = state.env_state.obs, state.env_state.episode_length == 0
+    action, sample = sample_action(args, state.agent, key, obs)
     env_state, time_step = env.step(state.env_state, action)
-    discounted_return = args.gamma * state.discounted_return + time_step.reward
+    discounted_return = args.gamma * jnp.where(began, 0.0, state.discounted_return) + time_step.reward
     agent = state.agent.replace(
         obs_stats=normalization.update(state.agent.obs_stats, time_step.obs),
         return_stats=normalization.update(state.agent.return_stats, discounted_return),
     )
     rollout = Rollout(
-        obs=normalization.normalize(state.agent.obs_stats, state.obs),
+        obs=normalization.normalize(state.agent.obs_stats, obs),
         sample=sample,
         reward=normalization.scale(agent.return_stats, time_step.reward),
         final_obs=normalization.normalize(agent.obs_stats, time_step.final_obs),
         terminated=time_step.terminated,
         truncated=time_step.truncated,
     )
-    state = TrainState(agent, env_state, time_step.obs, discounted_return * ~time_step.done, state.key)
-    return state, (rollout, runs.StepLog.of(time_step, {}))
+    return Training(agent, env_state, discounted_return, state.key), (rollout, time_step.episode)
 
 
 def train_step(args, env, state, step):
-    """One rollout and the updates on it. `step`: environment steps taken before."""
+    """One rollout and the updates on it. `step`: environment steps taken before. Episodes `[T, N]`."""
     key, rollout_key, learn_key = jax.random.split(state.key, 3)
     rollout_keys = jax.random.split(rollout_key, args.num_steps)
-    state, (rollout, log) = jax.lax.scan(partial(rollout_step, args, env), state.replace(key=key), rollout_keys)
+    state, (rollout, episodes) = jax.lax.scan(partial(rollout_step, args, env), state.replace(key=key), rollout_keys)
 
-    learning_rate = args.learning_rate * (1.0 - step / args.total_timesteps) if args.anneal_lr else args.learning_rate
     batch, batch_metrics = make_batch(args, state.agent, rollout)
-    agent, metrics = learn(args, state.agent, learn_key, batch, learning_rate)
-    metrics |= {**batch_metrics, "charts/learning_rate": learning_rate}
-    metrics = jax.tree.map(lambda x: jnp.full(args.num_steps, x, jnp.float32), metrics)  # the log has a row per step
-    return state.replace(agent=agent), log.replace(metrics=metrics)
+    agent, metrics = learn(args, state.agent, learn_key, batch)
+    metrics |= {**batch_metrics, "charts/learning_rate": jnp.float32(learning_rate(args, step))}
+    return state.replace(agent=agent), episodes, metrics
 
 
 @partial(jax.jit, static_argnames=("args", "env"), donate_argnames="state")
 def train_chunk(args, env, state, step):
-    """`log_frequency` environment steps of all S agents in one XLA program; leaves of `state` are `[S, ..]`."""
-    state, log = runs.scan_agents(partial(train_step, args, env), state, step[None])
-    return state, jax.tree.map(lambda x: x[0].swapaxes(0, 1), log)  # [1, S, T, ..] -> [T, S, ..]
+    """`log_frequency` environment steps of all S agents in one XLA program; leaves of `state` are `[S, ..]`.
+
+    Returns the new state, the episodes `[S, T, N]`, and metrics by tag `[S]`.
+    """
+    return vmap_seeds(partial(train_step, args, env))(state, step)
 
 
 # --------------------------------------------------------------------------------------------------------------- main
 
 
-def main(args):
-    env = envs.make_env(args.env_id, args.num_envs, args.num_seeds, args.env_kwargs)
-    evaluator = evaluation.Evaluator(args, sample_action, deterministic_action, entropy)
-    with runs.Run(args, env) as run:
-        state = run.restore(jax.jit(jax.vmap(partial(init_state, args, env)))(run.keys))
-        run.header(parameters=state.agent.params["actor"])
-        chunk = run.compile(train_chunk, args, env, state, jnp.int32(0))
-        for step in run.chunks():
-            state, log = chunk(state, jnp.int32(step))
-            step = run.log(step, log, state)
-            if step % args.eval_frequency == 0:
-                run.log_evaluation(step, evaluator(state.agent, step))
-            run.checkpoint(step, state)
-        run.finish(state, evaluator)
+def train(args):
+    env = make_env(args.env_id, args.num_envs, args.num_seeds, args.env_kwargs)
+    evaluate = Evaluator(args, sample_action, deterministic_action, entropy_terms)
+    with Run(args, env) as run:
+        state = run.start(partial(init_training, args, env))
+        while run.goes_on():
+            state, episodes, metrics = train_chunk(args, env, state, run.step)
+            run.log(state, episodes, metrics)
+            if run.due(args.eval_frequency):
+                run.log_evaluation(evaluate(state.agent, run.step))
+            run.save_if_due(state)
+        run.finish(state, evaluate)
 
 
 if __name__ == "__main__":
-    runs.start(Args, main, evaluate=partial(evaluation.evaluate_run, init_agent, sample_action, deterministic_action))
+    cli.run(Args, train)

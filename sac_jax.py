@@ -15,51 +15,22 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from flax.training.train_state import TrainState
 
-from common import distributions, envs, evaluation, replay, runs
+from common import distributions, replay
+from common.seeds import vmap_seeds
+from envs import EnvState, make_env
+from harness import Evaluator, Experiment, Run, cli
 
 # ---------------------------------------------------------------------------------------------------------- arguments
 
 
 @dataclass(frozen=True)
-class Args:
-    env_id: str = "Hopper-v4"
-    """any Gymnasium id with a Box action space, or module:id"""
-    env_kwargs: str = "{}"
-    """keyword arguments of the environment, a JSON object"""
-    seed: int = 1
-    """first seed"""
-    num_seeds: int = 1
-    """agents trained side by side with seeds seed, seed + 1, .."""
-    total_timesteps: int = 1_000_000
-    """environment steps per agent"""
-    num_envs: int = 1
-    """environments per agent"""
-    log_frequency: int = 1000
-    """environment steps per compiled chunk: logs, evaluations and signals wait for its end"""
-    eval_frequency: int = 10_000
-    """environment steps between evaluations"""
-    eval_episodes: int = 10
-    """episodes per evaluation, for each of the stochastic and the deterministic policy"""
-    capture_video: bool = False
-    """record an episode at the end, or with --evaluate"""
-    track: bool = False
-    """mirror TensorBoard to Weights & Biases"""
-    wandb_project_name: str = "diffusion-maxent-rl"
-    """Weights & Biases project"""
-    wandb_entity: str | None = None
-    """Weights & Biases entity"""
-    runs_folder: str = "runs"
-    """where the run's folder is made"""
+class Args(Experiment):
     exp_name: str = "sac_jax"
     """name of this experiment, part of the folder's name"""
-    checkpoint_frequency: int = 10_000
-    """environment steps between checkpoints; 0: only at the end"""
-    resume: str | None = None
-    """folder of a run: continue it there, with the arguments stored in it"""
-    evaluate: str | None = None
-    """folder of a run: evaluate the agents it saved last instead of training"""
-
+    log_frequency: int = Experiment.changeable(1000)
+    """environment steps per compiled chunk: logs, evaluations and signals wait for its end"""
     buffer_size: int = 1_000_000
     """transitions in the replay buffer"""
     learning_starts: int = 5000
@@ -86,9 +57,12 @@ class Args:
     """target entropy = -scale * A nats"""
 
     def __post_init__(self):
-        runs.check_arguments(self)
-        runs.check(self.learning_starts <= self.total_timesteps, "--learning-starts is above --total-timesteps")
-        runs.check(
+        super().__post_init__()
+        self.positive("buffer_size", "batch_size", "updates_per_step", "policy_lr", "q_lr", "hidden_dim")
+        self.not_negative("learning_starts", "alpha", "target_entropy_scale")
+        self.fraction("gamma", "tau")
+        self.check(self.learning_starts <= self.total_timesteps, "--learning-starts is above --total-timesteps")
+        self.check(
             self.num_updates >= 1 and self.num_updates % 1 == 0,
             "--num-envs times --updates-per-step must be a whole number of at least 1",
         )
@@ -143,25 +117,23 @@ TwinCritic = nn.vmap(Critic, variable_axes={"params": 0}, split_rngs={"params": 
 class Agent:
     """All that is learned by one agent."""
 
-    actor: nn.Module = struct.field(pytree_node=False)
-    critic: nn.Module = struct.field(pytree_node=False)
-    actor_params: dict
-    critic_params: dict
+    actor: TrainState
+    critic: TrainState
     target_params: dict
-    log_alpha: jax.Array
-    actor_opt_state: optax.OptState
-    critic_opt_state: optax.OptState
-    alpha_opt_state: optax.OptState
+    temperature: TrainState
+
+    @property
+    def alpha(self):
+        return jnp.exp(self.temperature.params["log_alpha"])
 
 
 @struct.dataclass
-class TrainState:
-    """The whole state of one agent's training: obs `[N, O]` is what it acts on next."""
+class Training:
+    """The whole state of one agent's training."""
 
     agent: Agent
     buffer: replay.Transition
-    env_state: envs.EnvState
-    obs: jax.Array
+    env_state: EnvState
     key: jax.Array
 
 
@@ -175,27 +147,21 @@ def init_agent(args, env, key):
     critic_params = critic.init(critic_key, obs, action)
     log_alpha = jnp.log(jnp.float32(args.alpha))
     return Agent(
-        actor=actor,
-        critic=critic,
-        actor_params=actor_params,
-        critic_params=critic_params,
+        actor=TrainState.create(apply_fn=actor.apply, params=actor_params, tx=optax.adam(args.policy_lr)),
+        critic=TrainState.create(apply_fn=critic.apply, params=critic_params, tx=optax.adam(args.q_lr)),
         target_params=jax.tree.map(jnp.copy, critic_params),
-        log_alpha=log_alpha,
-        actor_opt_state=optax.adam(args.policy_lr).init(actor_params),
-        critic_opt_state=optax.adam(args.q_lr).init(critic_params),
-        alpha_opt_state=optax.adam(args.q_lr).init(log_alpha),
+        temperature=TrainState.create(apply_fn=None, params={"log_alpha": log_alpha}, tx=optax.adam(args.q_lr)),
     )
 
 
-def init_state(args, env, key):
+def init_training(args, env, key):
     """The state before the first step (the key is consumed)."""
     agent_key, env_key, key = jax.random.split(key, 3)
-    env_state, obs = env.reset(env_key)
-    return TrainState(
+    env_state = env.reset(env_key)
+    return Training(
         agent=init_agent(args, env, agent_key),
         buffer=replay.init(replay.capacity(args.buffer_size, args.num_envs), transition_row(env)),
         env_state=env_state,
-        obs=obs,
         key=key,
     )
 
@@ -213,7 +179,7 @@ def transition_row(env):
 
 def sample_action(args, agent, key, obs):
     """Action u = tanh(x), x ~ N(mean, std), `[B, A]`, and log pi(u | s) `[B]` in nats (the key is consumed)."""
-    mean, log_std = agent.actor.apply(agent.actor_params, obs)
+    mean, log_std = agent.actor.apply_fn(agent.actor.params, obs)
     x = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
     log_prob = distributions.gaussian_log_prob(x, mean, jnp.exp(log_std)) - distributions.tanh_log_det(x)
     return jnp.tanh(x), log_prob
@@ -221,11 +187,11 @@ def sample_action(args, agent, key, obs):
 
 def deterministic_action(args, agent, obs):
     """tanh of the mean, `[B, A]`."""
-    mean, _ = agent.actor.apply(agent.actor_params, obs)
+    mean, _ = agent.actor.apply_fn(agent.actor.params, obs)
     return jnp.tanh(mean)
 
 
-def entropy(args, agent, key, obs):
+def entropy_terms(args, agent, key, obs):
     """One sample of the policy's entropy, or of bounds of it, by tag, `[B]` in nats (the key is consumed)."""
     return {"eval/entropy": -sample_action(args, agent, key, obs)[1]}
 
@@ -236,10 +202,10 @@ def entropy(args, agent, key, obs):
 def critic_loss(critic_params, args, agent, key, batch):
     """Mean squared soft Bellman error, summed over the two critics (1812.05905, equations 5 and 6)."""
     next_action, next_log_prob = sample_action(args, agent, key, batch.next_obs)
-    next_q = agent.critic.apply(agent.target_params, batch.next_obs, next_action).min(axis=0)
-    next_value = next_q - jnp.exp(agent.log_alpha) * next_log_prob
+    next_q = agent.critic.apply_fn(agent.target_params, batch.next_obs, next_action).min(axis=0)
+    next_value = next_q - agent.alpha * next_log_prob
     target = batch.reward + args.gamma * (1.0 - batch.terminated) * next_value
-    q = agent.critic.apply(critic_params, batch.obs, batch.action)
+    q = agent.critic.apply_fn(critic_params, batch.obs, batch.action)
     error = (q - jax.lax.stop_gradient(target)) ** 2
     loss = jnp.mean(error, axis=1).sum()
     return loss, {"losses/qf_loss": loss / 2, "losses/qf1_values": q[0].mean(), "losses/qf2_values": q[1].mean()}
@@ -247,10 +213,10 @@ def critic_loss(critic_params, args, agent, key, batch):
 
 def actor_loss(actor_params, args, agent, key, batch):
     """alpha log pi - min Q at reparameterised actions (1812.05905, equation 9)."""
-    agent = agent.replace(actor_params=actor_params)
+    agent = agent.replace(actor=agent.actor.replace(params=actor_params))
     action, log_prob = sample_action(args, agent, key, batch.obs)
-    q = agent.critic.apply(agent.critic_params, batch.obs, action).min(axis=0)
-    loss = jnp.mean(jnp.exp(agent.log_alpha) * log_prob - q)
+    q = agent.critic.apply_fn(agent.critic.params, batch.obs, action).min(axis=0)
+    loss = jnp.mean(agent.alpha * log_prob - q)
     return loss, (log_prob, {"losses/actor_loss": loss})
 
 
@@ -258,29 +224,22 @@ def update(args, agent, key, batch):
     """One update of critics, actor, temperature and targets on one batch (the key is consumed)."""
     critic_key, actor_key = jax.random.split(key)
 
-    grads, qf_metrics = jax.grad(critic_loss, has_aux=True)(agent.critic_params, args, agent, critic_key, batch)
-    updates, critic_opt_state = optax.adam(args.q_lr).update(grads, agent.critic_opt_state)
-    agent = agent.replace(
-        critic_params=optax.apply_updates(agent.critic_params, updates), critic_opt_state=critic_opt_state
-    )
+    grads, qf_metrics = jax.grad(critic_loss, has_aux=True)(agent.critic.params, args, agent, critic_key, batch)
+    agent = agent.replace(critic=agent.critic.apply_gradients(grads=grads))
 
     grads, (log_prob, actor_metrics) = jax.grad(actor_loss, has_aux=True)(
-        agent.actor_params, args, agent, actor_key, batch
+        agent.actor.params, args, agent, actor_key, batch
     )
-    updates, actor_opt_state = optax.adam(args.policy_lr).update(grads, agent.actor_opt_state)
-    agent = agent.replace(
-        actor_params=optax.apply_updates(agent.actor_params, updates), actor_opt_state=actor_opt_state
-    )
+    agent = agent.replace(actor=agent.actor.apply_gradients(grads=grads))
 
     # Loss of log alpha: -exp(log alpha) stopgrad(log pi + target entropy); its gradient by hand.
     if args.autotune:
-        error = log_prob + args.target_entropy(agent.actor.action_size)
-        grad = -jnp.exp(agent.log_alpha) * error.mean()
-        updates, alpha_opt_state = optax.adam(args.q_lr).update(grad, agent.alpha_opt_state)
-        agent = agent.replace(log_alpha=agent.log_alpha + updates, alpha_opt_state=alpha_opt_state)
+        error = log_prob + args.target_entropy(batch.action.shape[-1])
+        grads = {"log_alpha": -agent.alpha * error.mean()}
+        agent = agent.replace(temperature=agent.temperature.apply_gradients(grads=grads))
 
-    target_params = optax.incremental_update(agent.critic_params, agent.target_params, args.tau)
-    metrics = {"losses/alpha": jnp.exp(agent.log_alpha), "losses/entropy": -log_prob.mean()}
+    target_params = optax.incremental_update(agent.critic.params, agent.target_params, args.tau)
+    metrics = {"losses/alpha": agent.alpha, "losses/entropy": -log_prob.mean()}
     return agent.replace(target_params=target_params), {**qf_metrics, **actor_metrics, **metrics}
 
 
@@ -291,16 +250,14 @@ def train_step(args, env, state, step):
     """One step of the N environments and the updates that belong to it. `step`: environment steps taken before."""
     key, action_key, learn_key = jax.random.split(state.key, 3)
     random_key, policy_key = jax.random.split(action_key)
+    obs = state.env_state.obs
     random_action = jax.random.uniform(random_key, (args.num_envs, env.action_size), minval=-1.0, maxval=1.0)
-    policy_action, _ = sample_action(args, state.agent, policy_key, state.obs)
+    policy_action, _ = sample_action(args, state.agent, policy_key, obs)
     action = jnp.where(step < args.learning_starts, random_action, policy_action)
 
     env_state, time_step = env.step(state.env_state, action)
-    buffer = replay.insert(
-        state.buffer,
-        step,
-        replay.Transition(state.obs, action, time_step.reward, time_step.final_obs, time_step.terminated),
-    )
+    rows = replay.Transition(obs, action, time_step.reward, time_step.final_obs, time_step.terminated)
+    buffer = replay.insert(state.buffer, step, rows)
 
     def learn(agent):
         def one_update(agent, key):
@@ -315,37 +272,42 @@ def train_step(args, env, state, step):
         return agent, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn, agent)[1])
 
     agent, metrics = jax.lax.cond(step >= args.learning_starts, learn, wait, state.agent)
-    return TrainState(agent, buffer, env_state, time_step.obs, key), runs.StepLog.of(time_step, metrics)
+    return Training(agent, buffer, env_state, key), (time_step.episode, metrics)
 
 
 @partial(jax.jit, static_argnames=("args", "env"), donate_argnames="state")
 def train_chunk(args, env, state, step):
-    """`log_frequency` environment steps of all S agents in one XLA program; leaves of `state` are `[S, ..]`."""
+    """`log_frequency` environment steps of all S agents in one XLA program; leaves of `state` are `[S, ..]`.
+
+    Returns the new state, the episodes `[S, T, N]`, and by tag the mean over the steps that learned, `[S]`.
+    """
     steps = step + args.num_envs * jnp.arange(args.log_frequency // args.num_envs)
-    return runs.scan_agents(partial(train_step, args, env), state, steps)
+    learned = steps >= args.learning_starts
+
+    def one_seed(state):
+        state, (episodes, metrics) = jax.lax.scan(partial(train_step, args, env), state, steps)
+        return state, episodes, jax.tree.map(lambda x: x.sum(axis=0) / learned.sum(), metrics)
+
+    return vmap_seeds(one_seed)(state)
 
 
 # --------------------------------------------------------------------------------------------------------------- main
 
 
-def main(args):
-    env = envs.make_env(args.env_id, args.num_envs, args.num_seeds, args.env_kwargs)
-    evaluator = evaluation.Evaluator(args, sample_action, deterministic_action, entropy)
-    with runs.Run(args, env, learning_starts=args.learning_starts) as run:
-        state = run.restore(jax.jit(jax.vmap(partial(init_state, args, env)))(run.keys))
-        run.header(
-            parameters=state.agent.actor_params,
-            buffer=replay.num_bytes(replay.capacity(args.buffer_size, args.num_envs), transition_row(env)),
-        )
-        chunk = run.compile(train_chunk, args, env, state, jnp.int32(0))
-        for step in run.chunks():
-            state, log = chunk(state, jnp.int32(step))
-            step = run.log(step, log, state)
-            if step % args.eval_frequency == 0:
-                run.log_evaluation(step, evaluator(state.agent, step))
-            run.checkpoint(step, state)
-        run.finish(state, evaluator)
+def train(args):
+    env = make_env(args.env_id, args.num_envs, args.num_seeds, args.env_kwargs)
+    evaluate = Evaluator(args, sample_action, deterministic_action, entropy_terms)
+    with Run(args, env) as run:
+        state = run.start(partial(init_training, args, env))
+        while run.goes_on():
+            state, episodes, metrics = train_chunk(args, env, state, run.step)
+            learned = run.step + args.log_frequency - args.num_envs >= args.learning_starts
+            run.log(state, episodes, metrics if learned else {})
+            if run.due(args.eval_frequency):
+                run.log_evaluation(evaluate(state.agent, run.step))
+            run.save_if_due(state)
+        run.finish(state, evaluate)
 
 
 if __name__ == "__main__":
-    runs.start(Args, main, evaluate=partial(evaluation.evaluate_run, init_agent, sample_action, deterministic_action))
+    cli.run(Args, train)

@@ -53,7 +53,7 @@ class NoiseSchedule:
     prediction: str = struct.field(pytree_node=False, default="action")
 
     @property
-    def num_steps(self) -> int:
+    def num_denoising_steps(self) -> int:
         return self.logits.shape[0]
 
     @property
@@ -77,27 +77,31 @@ class DenoisingChain:
 
     Attributes:
       latents: `[K+1, B, A]`, latents[k] is a^k.
-      log_ratio: `[K, B]` in nats, log_ratio[k-1] is rho_k.
+      rho: `[K, B]` in nats, rho[k-1] is rho_k.
       prior_log_prob: `[B]` in nats, log p(a^K).
     """
 
     latents: jax.Array
-    log_ratio: jax.Array
+    rho: jax.Array
     prior_log_prob: jax.Array
 
 
-def initial_noise_logits(num_steps: int, action_dim: int, first: float = 0.05, last: float = 0.6) -> jax.Array:
+def initial_noise_logits(
+    num_denoising_steps: int, action_dim: int, first: float = 0.05, last: float = 0.6
+) -> jax.Array:
     """Logits b `[K, A]` of noise levels beta = sigmoid(b) spaced linearly from `first` (k = 1) to `last` (k = K).
 
     With K = 1 the single level is `last`.
     """
-    beta = jnp.linspace(first, last, num_steps) if num_steps > 1 else jnp.array([last])
+    beta = jnp.linspace(first, last, num_denoising_steps) if num_denoising_steps > 1 else jnp.array([last])
     return jnp.tile(jnp.log(beta / (1.0 - beta))[:, None], (1, action_dim))
 
 
-def level_embedding(k: jax.Array, num_steps: int) -> jax.Array:
+def level_embedding(k: jax.Array, num_denoising_steps: int) -> jax.Array:
     """sin and cos of (k/K)(pi/2){1, 2, 4, 8}. Level k, int `[...]` -> `[..., 8]`."""
-    angle = (jnp.asarray(k, jnp.float32) / num_steps * (jnp.pi / 2))[..., None] * jnp.array([1.0, 2.0, 4.0, 8.0])
+    angle = (jnp.asarray(k, jnp.float32) / num_denoising_steps * (jnp.pi / 2))[..., None] * jnp.array(
+        [1.0, 2.0, 4.0, 8.0]
+    )
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
@@ -161,28 +165,28 @@ def denoise_step(
 def _denoise(noise, drift_fn, schedule, latent, k):
     mean, std = denoising_mean_std(schedule, drift_fn(latent, k), latent, k)
     next_latent = mean + std * noise
-    log_denoise = gaussian_log_prob(next_latent, mean, std)
-    log_noise = gaussian_log_prob(latent, *noising_mean_std(schedule, next_latent, k))
-    return next_latent, log_denoise, log_noise
+    log_denoising = gaussian_log_prob(next_latent, mean, std)
+    log_noising = gaussian_log_prob(latent, *noising_mean_std(schedule, next_latent, k))
+    return next_latent, log_denoising, log_noising
 
 
 def sample_chain(key: jax.Array, drift_fn: DriftFn, schedule: NoiseSchedule, shape: tuple[int, ...]) -> DenoisingChain:
     """Samples a whole chain from the prior for `shape` batch rows. The key is consumed."""
-    prior_key, *step_keys = jax.random.split(key, schedule.num_steps + 1)
+    prior_key, *step_keys = jax.random.split(key, schedule.num_denoising_steps + 1)
     last = sample_prior(prior_key, schedule, shape)
 
     def step(latent, noise_and_k):
         noise, k = noise_and_k
-        next_latent, log_denoise, log_noise = _denoise(noise, drift_fn, schedule, latent, k)
-        return next_latent, (next_latent, log_denoise - log_noise)
+        next_latent, log_denoising, log_noising = _denoise(noise, drift_fn, schedule, latent, k)
+        return next_latent, (next_latent, log_denoising - log_noising)
 
     # The noise is drawn outside the scan: JAX's check for keys used twice cannot follow keys that a scan takes apart.
     noise = jnp.stack([jax.random.normal(step_key, last.shape) for step_key in step_keys])
-    steps = jnp.arange(1, schedule.num_steps + 1)
-    _, (latents, log_ratio) = jax.lax.scan(step, last, (noise, steps), reverse=True, unroll=True)
+    steps = jnp.arange(1, schedule.num_denoising_steps + 1)
+    _, (latents, rho) = jax.lax.scan(step, last, (noise, steps), reverse=True, unroll=True)
     return DenoisingChain(
         latents=jnp.concatenate([latents, last[None]]),
-        log_ratio=log_ratio,
+        rho=rho,
         prior_log_prob=prior_log_prob(schedule, last),
     )
 
@@ -195,36 +199,43 @@ def deterministic_chain(drift_fn: DriftFn, schedule: NoiseSchedule, shape: tuple
         return mean, None
 
     start = jnp.zeros((*shape, schedule.logits.shape[1]), schedule.logits.dtype)
-    steps = jnp.arange(1, schedule.num_steps + 1)
+    steps = jnp.arange(1, schedule.num_denoising_steps + 1)
     return jax.lax.scan(step, start, steps, reverse=True, unroll=True)[0]
 
 
+def step_log_densities(
+    drift_fn: DriftFn, schedule: NoiseSchedule, latent: jax.Array, next_latent: jax.Array, k: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """log q(a^{k-1} | a^k, s) and log pi(a^k | a^{k-1}) of given steps, each `[B]` in nats.
+
+    Args:
+      latent, next_latent: a^k and a^{k-1}, `[B, A]`.
+      k: the step, in 1 .. K, int scalar or `[B]`.
+    """
+    denoising = denoising_mean_std(schedule, drift_fn(latent, k), latent, k)
+    noising = noising_mean_std(schedule, next_latent, k)
+    return gaussian_log_prob(next_latent, *denoising), gaussian_log_prob(latent, *noising)
+
+
 def chain_log_probs(drift_fn: DriftFn, schedule: NoiseSchedule, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """log q(a^{k-1} | a^k, s) and log pi(a^k | a^{k-1}) of given latents `[K+1, B, A]`; each `[K, B]`, k = 1 first."""
-
-    def step(_, inputs):
-        before, after, k = inputs
-        mean, std = denoising_mean_std(schedule, drift_fn(before, k), before, k)
-        log_denoise = gaussian_log_prob(after, mean, std)
-        log_noise = gaussian_log_prob(before, *noising_mean_std(schedule, after, k))
-        return None, (log_denoise, log_noise)
-
-    steps = jnp.arange(1, schedule.num_steps + 1)
-    return jax.lax.scan(step, None, (latents[1:], latents[:-1], steps), unroll=True)[1]
+    """`step_log_densities` of all steps of given latents `[K+1, B, A]`; each `[K, B]`, k = 1 first."""
+    steps = jnp.arange(1, schedule.num_denoising_steps + 1)
+    of_step = jax.vmap(step_log_densities, in_axes=(None, None, 0, 0, 0))
+    return of_step(drift_fn, schedule, latents[1:], latents[:-1], steps)
 
 
 def chain_log_likelihood(chain: DenoisingChain) -> jax.Array:
     """l = log p(a^K) + sum_k rho_k, `[B]` in nats, before the squashing's log-determinant is subtracted."""
-    return chain.prior_log_prob + chain.log_ratio.sum(axis=0)
+    return chain.prior_log_prob + chain.rho.sum(axis=0)
 
 
-def path_kl_per_dimension(num_steps: int, prior_std: float, std: float) -> float:
+def path_kl_per_dimension(num_denoising_steps: int, prior_std: float, std: float) -> float:
     """Smallest gap E[l] - E[log pi], in nats per dimension, of a chain that aims at a Gaussian of deviation `std`.
 
     (K+1)/2 (r - 1 - log r) with r = (nu^2 / std^2)^(1/(K+1)): zero at std = nu, shrinking as K grows.
     """
-    log_r = 2.0 * math.log(prior_std / std) / (num_steps + 1)
-    return (num_steps + 1) / 2 * (math.exp(log_r) - 1.0 - log_r)
+    log_r = 2.0 * math.log(prior_std / std) / (num_denoising_steps + 1)
+    return (num_denoising_steps + 1) / 2 * (math.exp(log_r) - 1.0 - log_r)
 
 
 def entropy_terms(
@@ -257,13 +268,13 @@ def entropy_terms(
         mean, std = noising_mean_std(schedule, latent, k)
         noised = mean + std * noise
         drift = jax.vmap(drift_fn, in_axes=(0, None))(noised, k)
-        log_denoise = gaussian_log_prob(latent, *denoising_mean_std(schedule, drift, noised, k))
-        return noised, log_denoise - gaussian_log_prob(noised, mean, std)
+        log_denoising = gaussian_log_prob(latent, *denoising_mean_std(schedule, drift, noised, k))
+        return noised, log_denoising - gaussian_log_prob(noised, mean, std)
 
     start = jnp.broadcast_to(chain.latents[0], (num_noised, *chain.latents[0].shape))
-    noise = jax.random.normal(noise_key, (schedule.num_steps, *start.shape))
-    last, log_ratio = jax.lax.scan(noise_step, start, (noise, jnp.arange(1, schedule.num_steps + 1)))
-    noised = prior_log_prob(schedule, last) + log_ratio.sum(axis=0)
+    noise = jax.random.normal(noise_key, (schedule.num_denoising_steps, *start.shape))
+    last, rho = jax.lax.scan(noise_step, start, (noise, jnp.arange(1, schedule.num_denoising_steps + 1)))
+    noised = prior_log_prob(schedule, last) + rho.sum(axis=0)
     tighter = jax.nn.logsumexp(jnp.concatenate([likelihood[None], noised]), axis=0) - jnp.log(1.0 + num_noised)
     log_det = squash_log_det(chain.latents[0])
     return {"diffusion/entropy_bound": log_det - likelihood, "diffusion/entropy_estimate": log_det - tighter}

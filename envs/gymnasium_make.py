@@ -1,0 +1,175 @@
+"""One Gymnasium environment, checked and wrapped: flat observations, actions in [-1, 1], replayable episodes."""
+
+import base64
+import contextlib
+import ctypes
+import difflib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from envs.interface import UserError, one_line
+
+MAX_REPLAY = 10_000  # steps; a longer episode begins anew when its run is resumed
+
+
+def make_gymnasium(env_id: str, env_kwargs: str = "{}", **more: Any) -> gym.Env:
+    """The environment, of which `step` and `reset` are those of Gymnasium (see `envs.make_env` for the arguments).
+
+    Raises:
+      UserError: unknown id, or spaces that the algorithms cannot use.
+    """
+    kwargs = parse_kwargs(env_kwargs)
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except (ImportError, TypeError, ValueError) as error:
+            raise UserError(f"cannot import {module!r} for environment {env_id!r}: {error}") from None
+    if name not in gym.registry:
+        near = difflib.get_close_matches(name, list(gym.registry), n=3, cutoff=0.5)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; see `gymnasium.pprint_registry()`"
+        raise UserError(f"unknown environment {env_id!r}{hint}")
+    with _without_warnings():  # "Hopper-v4 is out of date", "Box low's precision lowered": once per copy
+        try:
+            env = gym.make(name, disable_env_checker=True, **{**kwargs, **more})
+        except Exception as error:
+            raise UserError(f"cannot make environment {env_id!r}: {one_line(error)}") from error
+        _check_spaces(env_id, env)
+        actions, observations = env.action_space, env.observation_space
+        if np.any(actions.low != -1.0) or np.any(actions.high != 1.0):
+            env = _Rescaled(env, -1.0, 1.0)
+        if len(observations.shape) != 1:
+            env = gym.wrappers.FlattenObservation(env)
+    return env
+
+
+def parse_kwargs(env_kwargs: str) -> dict[str, Any]:
+    """The JSON object of `--env-kwargs`. Raises UserError."""
+    try:
+        kwargs = json.loads(env_kwargs)
+    except json.JSONDecodeError:
+        kwargs = None
+    if not isinstance(kwargs, dict):
+        raise UserError(f"--env-kwargs must be a JSON object such as '{{\"key\": 1}}', not {env_kwargs!r}")
+    return kwargs
+
+
+def _check_spaces(env_id: str, env: gym.Env) -> None:
+    actions, observations = env.action_space, env.observation_space
+    if not isinstance(actions, gym.spaces.Box) or len(actions.shape) != 1:
+        raise UserError(f"{env_id!r} has the action space {actions}; these algorithms need a one-dimensional Box")
+    if not np.all(np.isfinite(actions.low) & np.isfinite(actions.high) & (actions.low < actions.high)):
+        raise UserError(f"{env_id!r} has the unbounded action space {actions}; give it finite bounds in a wrapper")
+    if not isinstance(observations, gym.spaces.Box):
+        raise UserError(f"{env_id!r} has the observation space {observations}; these algorithms need a Box")
+    if observations.dtype == np.uint8 and len(observations.shape) >= 2:
+        raise UserError(f"{env_id!r} has image observations {observations.shape}; these algorithms need vectors")
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    level, gym.logger.min_level = gym.logger.min_level, gym.logger.ERROR
+    try:
+        yield
+    finally:
+        gym.logger.min_level = level
+
+
+class _Rescaled(gym.wrappers.RescaleAction):
+    """Rounding may put the end of the range beyond the environment's bounds, which its own checks would refuse."""
+
+    def action(self, action):
+        return np.clip(super().action(action), self.env.action_space.low, self.env.action_space.high)
+
+
+def action_bounds(env: gym.Env) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest action `[A]` of what `make_gymnasium` wrapped: those of `gymnasium.make`'s result."""
+    layer = env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, _Rescaled):
+            return layer.env.action_space.low, layer.env.action_space.high
+        layer = layer.env
+    return env.action_space.low, env.action_space.high
+
+
+class Replayable(gym.Wrapper):
+    """Remembers how the running episode began and its actions, so that another copy can be brought to the same point.
+
+    It also keeps the environment's arrays and the vector environment's apart: an environment may write to its action
+    and go on writing to the observation it returned. Nothing here reads infos, whose arrays SyncVectorEnv cannot stack
+    where their lengths differ.
+    """
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        self.begin: dict[str, Any] = {}
+        self.actions: list[np.ndarray] = []
+        self.reward_sum, self.obs = 0.0, np.zeros(0)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        self.begin = {"seed": seed} if seed is not None else {"generator": self._generator().bit_generator.state}
+        self.actions, self.reward_sum = [], 0.0
+        self.obs = np.array(self.env.reset(seed=seed, options=options)[0])
+        return np.array(self.obs), {}
+
+    def step(self, action):
+        if len(self.actions) <= MAX_REPLAY:
+            self.actions.append(np.array(action))
+        obs, reward, terminated, truncated, _ = self.env.step(np.array(action))
+        self.reward_sum += float(reward)
+        self.obs = np.array(obs)
+        return np.array(obs), reward, terminated, truncated, {}
+
+    def save(self) -> dict[str, Any]:
+        """How the episode began, what was done in it, and what it led to, for JSON."""
+        actions = np.array(self.actions, np.float32)
+        return {
+            "begin": self.begin,
+            "steps": len(actions),
+            "actions": base64.b64encode(actions.tobytes()).decode(),
+            "led_to": self._led_to(),
+        }
+
+    def replay(self, saved: dict[str, Any]) -> str | None:
+        """Plays the episode of `save` again. Returns None where it led to the same, else why not."""
+        if saved["steps"] > MAX_REPLAY:
+            return f"its episode is longer than {MAX_REPLAY:,} steps"
+        actions = np.frombuffer(base64.b64decode(saved["actions"]), np.float32).reshape(saved["steps"], -1)
+        try:
+            if "generator" in saved["begin"]:
+                self.reset(seed=0)  # some environments make their generator here
+                self._generator().bit_generator.state = saved["begin"]["generator"]
+            self.reset(seed=saved["begin"].get("seed"))
+            for action in actions:
+                self.step(action)
+        except Exception as error:
+            return one_line(error)
+        return None if self._led_to() == saved["led_to"] else "the same actions lead elsewhere"
+
+    def _led_to(self) -> list[str]:
+        """The episode's last observation and the sum of its rewards, bit by bit."""
+        return [base64.b64encode(np.asarray(x).tobytes()).decode() for x in (self.obs, self.reward_sum)]
+
+    def _generator(self) -> np.random.Generator:
+        return self.env.unwrapped.np_random
+
+
+def prefer_headless_rendering() -> None:
+    """Renders MuJoCo through EGL where there is no screen, and not at all where there is no EGL either.
+
+    MuJoCo loads it when it is imported: without this not even training would start. Call before the first environment
+    is made.
+    """
+    if sys.platform.startswith("linux") and not os.environ.get("DISPLAY") and "MUJOCO_GL" not in os.environ:
+        try:
+            ctypes.CDLL("libEGL.so.1")
+            os.environ["MUJOCO_GL"] = "egl"
+        except OSError:
+            os.environ["MUJOCO_GL"] = "disable"

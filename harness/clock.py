@@ -1,0 +1,24 @@
+"""Time spent on compilation, so that steps per second do not contain it."""
+
+import time
+from typing import Any
+
+import jax
+
+_intervals: list[tuple[float, float]] = []  # begin and end, in order, none within another
+
+
+def _heard(event: str, duration: float, **_: Any) -> None:
+    if event.startswith("/jax/core/compile/"):
+        end = time.time()
+        while _intervals and _intervals[-1][0] >= end - duration:
+            _intervals.pop()  # a part of this one
+        _intervals.append((end - duration, end))
+
+
+jax.monitoring.register_event_duration_secs_listener(_heard)
+
+
+def compile_seconds(begin: float = 0.0) -> float:
+    """Seconds since `begin` (of `time.time`) that this process traced and compiled."""
+    return sum(end - max(start, begin) for start, end in _intervals if end > begin)

@@ -1,0 +1,125 @@
+"""The arguments that every script has, each with its range and what --resume may do to it at the field itself."""
+
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from envs import UserError
+
+
+def option(default: Any, *, at_least: int | None = None, may_change: bool = False, computes: bool = True) -> Any:
+    """A field of `Experiment`.
+
+    Args:
+      at_least: the smallest value allowed.
+      may_change: whether --resume may be given another value.
+      computes: whether results depend on it; where not, it names a run, or says where and how it is logged.
+    """
+    metadata = {"at_least": at_least, "may_change": may_change, "computes": computes}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Base class of a script's `Args`. A script provides `log_frequency` too, as a field or a property."""
+
+    env_id: str = option("Hopper-v4", computes=False)
+    """any Gymnasium id with a Box action space, or module:id"""
+    env_kwargs: str = "{}"
+    """keyword arguments of the environment, a JSON object"""
+    seed: int = option(1, at_least=0, computes=False)
+    """first seed"""
+    num_seeds: int = option(1, at_least=1, computes=False)
+    """agents trained side by side with seeds seed, seed + 1, .."""
+    total_timesteps: int = option(1_000_000, at_least=1, may_change=True)
+    """environment steps per agent"""
+    num_envs: int = option(1, at_least=1)
+    """environments per agent"""
+    eval_frequency: int = option(10_000, at_least=1, may_change=True)
+    """environment steps between evaluations"""
+    eval_episodes: int = option(10, at_least=1)
+    """episodes per evaluation, for each of the stochastic and the deterministic policy"""
+    capture_video: bool = option(False, may_change=True, computes=False)
+    """record an episode at the end"""
+    track: bool = option(False, may_change=True, computes=False)
+    """mirror TensorBoard to Weights & Biases"""
+    wandb_project_name: str = option("diffusion-maxent-rl", may_change=True, computes=False)
+    """Weights & Biases project"""
+    wandb_entity: str | None = option(None, may_change=True, computes=False)
+    """Weights & Biases entity"""
+    runs_folder: str = option("runs", computes=False)
+    """where the run's folder is made"""
+    exp_name: str = option("experiment", computes=False)
+    """name of this experiment, part of the folder's name"""
+    checkpoint_frequency: int = option(50_000, at_least=0, may_change=True, computes=False)
+    """environment steps between checkpoints; 0: only at the end"""
+    resume: str | None = option(None, may_change=True, computes=False)
+    """folder of a run: continue it there, with the arguments stored in it"""
+
+    def __post_init__(self):
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), field.metadata.get("at_least")
+            if hints[field.name] in (int, float) and not math.isfinite(value):
+                raise UserError(f"{flag(field.name)} must be finite, not {value}")
+            if least is not None and value < least:
+                what = {0: "must not be negative", 1: "must be positive"}.get(least, f"must be at least {least}")
+                raise UserError(f"{flag(field.name)} {what}, not {value}")
+        self.check(self.seed + self.num_seeds < 2**31, "--seed must be below 2^31")
+        self.positive("log_frequency")
+        self.check(
+            self.log_frequency % self.num_envs == 0,
+            f"--log-frequency {self.log_frequency} must be a multiple of --num-envs {self.num_envs}",
+        )
+        for name in ("total_timesteps", "eval_frequency"):
+            value = getattr(self, name)
+            self.check(
+                value % self.log_frequency == 0,
+                f"{flag(name)} {value} must be a multiple of the {self.log_frequency} environment steps of a compiled "
+                "chunk (--log-frequency; --num-envs times --num-steps in the PPO scripts)",
+            )
+
+    @staticmethod
+    def changeable(default: Any) -> Any:
+        """A field that --resume may change."""
+        return option(default, may_change=True)
+
+    @staticmethod
+    def check(condition: bool, message: str) -> None:
+        """Raises UserError with `message` unless `condition` holds."""
+        if not condition:
+            raise UserError(message)
+
+    def positive(self, *names: str) -> None:
+        """Raises UserError unless all these arguments are above 0, or None."""
+        for name, value in self._given(names):
+            self.check(value > 0, f"{flag(name)} must be positive, not {value}")
+
+    def not_negative(self, *names: str) -> None:
+        """Raises UserError unless all these arguments are at least 0, or None."""
+        for name, value in self._given(names):
+            self.check(value >= 0, f"{flag(name)} must not be negative, not {value}")
+
+    def fraction(self, *names: str) -> None:
+        """Raises UserError unless all these arguments are in [0, 1], or None."""
+        self.not_negative(*names)
+        for name, value in self._given(names):
+            self.check(value <= 1, f"{flag(name)} must not be above 1, not {value}")
+
+    def _given(self, names: tuple[str, ...]) -> list[tuple[str, float]]:
+        return [(name, getattr(self, name)) for name in names if getattr(self, name) is not None]
+
+    def fixed_on_resume(self) -> dict[str, str]:
+        """Arguments that --resume may not change in this run though their field allows it, with the reason."""
+        return {}
+
+    @property
+    def seeds(self) -> range:
+        return range(self.seed, self.seed + self.num_seeds)
+
+
+def flag(name: str) -> str:
+    """`q_lr` -> `--q-lr`"""
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,72 @@
+"""What a run says on the terminal."""
+
+import datetime
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from envs import Environment
+from harness.evaluation import POLICIES
+from harness.experiment import Experiment
+from harness.record import num_parameters
+
+
+def say(line: str) -> None:
+    """Prints a line above the progress bar."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def say_header(args: Experiment, env: Environment, versions: dict[str, Any], state: Any, folder: Path) -> None:
+    """What is about to run, and where. `state`: of the training, leaves `[S, ..]`."""
+    seeds = f"seed {args.seed}" if args.num_seeds == 1 else f"seeds {args.seed}..{args.seeds[-1]}"
+    facts = (
+        f"{args.env_id} (obs {env.observation_size}, actions {env.action_size})",
+        f"{args.exp_name} {seeds}",
+        f"{num_parameters(state.agent):,} parameters",
+        f"state {sum(x.nbytes for x in jax.tree.leaves(state)) / 1e9:.2f} GB",
+        versions["device"],
+        f"jax {versions['jax']}, mujoco {versions['mujoco']}",
+    )
+    say(" | ".join(facts))
+    say(f"folder {folder}")
+
+
+def say_summary(summary: dict[str, Any], folder: Path) -> None:
+    """What a run has come to. `summary`: as in summary.json."""
+    for seed, returns in summary["episodic_return"].items():
+        last = [f"{policy} {returns[f'{policy}_last']:.1f}" for policy in POLICIES if returns[f"{policy}_last"]]
+        if last:
+            say(f"seed {seed}: last evaluation {', '.join(last)}")
+    speed = f"{summary['steps_per_second']:.0f} steps/s per seed, " if summary["steps_per_second"] else ""
+    say(f"{speed}compiled in {summary['compile_seconds']:.1f} s; all of it in {folder}")
+
+
+class Progress:
+    """A live bar on a terminal, a plain line every five per cent elsewhere."""
+
+    def __init__(self, total: int, done: int = 0):
+        self.total, self.first, self.begin = total, done, time.time()
+        self.next_line = done + total / 20
+        self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+
+    def update(self, step: int, last_return: float) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"return {last_return:.1f}", refresh=False)
+            self.bar.update(step - self.bar.n)
+        elif step >= self.next_line or step == self.total:
+            self.next_line += self.total / 20
+            rate = (step - self.first) / (time.time() - self.begin)
+            left = datetime.timedelta(seconds=round((self.total - step) / rate))
+            print(
+                f"{step:>9,} / {self.total:,} steps, {rate:5.0f} steps/s, last return {last_return:9.2f}, {left} left",
+                flush=True,
+            )
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,217 @@
+"""One training run: started or resumed, logged, saved, ended. `train` in a script shows the order."""
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs import Environment, Episode
+from harness import provenance, show
+from harness.checkpoint import Checkpoints
+from harness.clock import compile_seconds
+from harness.experiment import Experiment
+from harness.folder import RunFolder, script_of
+from harness.guard import not_finite
+from harness.lock import lock
+from harness.log import Log, check_wandb, start_wandb
+from harness.progress import Progress, say, say_header, say_summary
+from harness.record import Record
+from harness.resume import check_step, has_checkpoint, say_changes, with_environments
+from harness.signals import Signals
+
+
+class Run:
+    """One training run and its folder, a context manager.
+
+    Args:
+      args: the script's arguments. With `resume` the run goes on in that folder.
+      env: the training environments.
+
+    Attributes:
+      step: environment steps taken.
+      record: what the run has come to.
+
+    Raises:
+      UserError: the folder cannot be made, or another process trains in it.
+    """
+
+    def __init__(self, args: Experiment, env: Environment):
+        check_wandb(args)
+        self.args, self.env, self.step, self.record = args, env, 0, Record()
+        self.folder = RunFolder.create(args) if args.resume is None else RunFolder(args.resume)
+        self._lock = lock(self.folder.path)
+        self._begin = time.time()
+        self._versions = provenance.versions()
+        self._wandb = start_wandb(args, self.folder.path) if args.track else None
+        self._checkpoints = Checkpoints(self.folder.path)
+        self._signals = Signals(say)
+        self._open: list[Any] = []
+
+    def __enter__(self) -> "Run":
+        self._signals.install()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for part in (*self._open, self._checkpoints, self.env):
+            with contextlib.suppress(Exception):  # a full disk was reported before
+                part.close()
+        self._signals.remove()
+        os.close(self._lock)
+
+    def start(self, init_training: Callable[[jax.Array], Any]) -> Any:
+        """The state of every seed's training, leaves `[S, ..]`: new, or that of the last intact checkpoint.
+
+        Args:
+          init_training: key -> the state of one seed's training, with `agent` and `env_state`.
+
+        Raises:
+          UserError: no checkpoint is intact, or it does not fit the arguments.
+        """
+        keys = jax.vmap(jax.random.key)(jnp.asarray(self.args.seeds))
+        state = jax.block_until_ready(jax.jit(jax.vmap(init_training))(keys))
+        state = jax.tree.map(_strong, state)  # a weak type would compile the chunk twice
+        log_bytes = None
+        if self.args.resume is not None:
+            say_changes(self.folder, self._versions)
+        if self.args.resume is not None and has_checkpoint(self.args, self.folder, self._checkpoints):
+            state, facts = self._checkpoints.restore(state, say)
+            self.step, self.record = facts["step"], Record.from_json(facts["record"])
+            log_bytes = facts["scalars_bytes"]
+            check_step(self.args, self.step)
+            state = with_environments(self.args, self.env, facts, state, keys)
+            say(f"resumed at step {self.step:,}")
+        with self._writing():
+            self.folder.write_args(self.args)
+            self.folder.add_versions(self.step, self._versions)
+            self._log = Log(self.args, self.folder.path, self.step, log_bytes, self._wandb)
+        self._progress = Progress(self.args.total_timesteps, self.step)
+        self._open += [self._progress, self._log]
+        say_header(self.args, self.env, self._versions, state, self.folder.path)
+        return state
+
+    def goes_on(self) -> bool:
+        """Whether another chunk follows: not after the last step, a signal, or once every seed was stopped."""
+        self._chunk_begin = time.time()
+        return self.step < self.args.total_timesteps and not self._signals.stop and bool(self._running())
+
+    def log(self, state: Any, episodes: Episode, metrics: dict[str, jax.Array]) -> None:
+        """Writes what a chunk reports and stops the seeds whose numbers are not finite.
+
+        Args:
+          state: the training state after the chunk.
+          episodes: of its T steps, leaves `[S, T, N]`.
+          metrics: by tag, `[S]`; empty where nothing was learned.
+        """
+        episodes, metrics = jax.device_get((episodes, metrics))  # waits, so that the time measured is the chunk's
+        if self.env.error:
+            raise self.env.error
+        seconds = time.time() - self._chunk_begin - compile_seconds(self._chunk_begin)
+        if metrics:
+            self.record.learning_seconds += seconds
+            self.record.learning_steps += self.args.log_frequency
+        begin, self.step = self.step, self.step + self.args.log_frequency
+        with self._writing():
+            self._checkpoints.check()
+            for s, found in not_finite(episodes, metrics, state.agent, self.args.num_envs).items():
+                if s not in self.record.stopped:
+                    step = begin + found.pop("steps")
+                    self.record.stopped[s] = {"step": step, **found}
+                    say(f"seed {self.args.seeds[s]} stopped at step {step:,} ({found['cause']}): {found['what']}")
+            running = self._running()
+            last = self._log.episodes(begin, self.args.num_envs, episodes, running)
+            self.record.last_return = self.record.last_return if last is None else last
+            speed = np.full(self.args.num_seeds, self.args.log_frequency / seconds)
+            self._log.values(self.step, {**metrics, "charts/SPS": speed}, running)
+            self._log.flush()
+        self._progress.update(self.step, self.record.last_return)
+
+    def due(self, frequency: int) -> bool:
+        """Whether a multiple of `frequency` steps lies in the last chunk; never with 0."""
+        return bool(frequency) and self.step // frequency > (self.step - self.args.log_frequency) // frequency
+
+    def log_evaluation(self, results: dict[str, dict[str, Any]]) -> None:
+        """Writes an evaluation (see `harness.evaluation.Evaluator`)."""
+        self.record.add_evaluation(results)
+        values: dict[str, np.ndarray] = {}
+        with self._writing():
+            for policy, result in results.items():
+                for what in ("return", "length"):
+                    values[f"eval/episodic_{what}_{policy}"] = result[what].mean(axis=1)
+                values |= result["metrics"]
+            self._log.values(self.step, values, self._running())
+            self._log.flush()
+
+    def save_if_due(self, state: Any) -> None:
+        """Begins a checkpoint every `checkpoint_frequency` steps, and after SIGUSR1."""
+        if self.due(self.args.checkpoint_frequency) or self._signals.checkpoint:
+            self._signals.checkpoint = False
+            self._save(state)
+
+    def _save(self, state: Any) -> None:
+        if self._checkpoints.begun == self.step or not self._running():
+            return
+        begin = time.time()
+        with self._writing():
+            record = {**self.record.to_json(), "wall_seconds": self.record.wall_seconds + begin - self._begin}
+            facts = {"step": self.step, "scalars_bytes": self._log.flush(), "record": record}
+            self._checkpoints.save(self.step, state, {**facts, "env": self.env.save_host()})
+        self.record.checkpoint_seconds += time.time() - begin
+
+    def finish(self, state: Any, evaluate: Callable[[Any, int], dict]) -> None:
+        """Saves the last checkpoint and the summary; records the video if asked to.
+
+        Leaves the process with the exit status of `harness.cli.run` where the run was interrupted or a seed was
+        stopped. A run too short for an evaluation gets one here, which a longer run with this beginning has not.
+        """
+        self._save(state)
+        with self._writing():
+            self._checkpoints.wait()
+        interrupted = self._signals.stop if self.step < self.args.total_timesteps and self._running() else None
+        if not self.record.evaluations and not interrupted and self._running():
+            self.log_evaluation(evaluate(state.agent, self.step))
+        self.record.wall_seconds += time.time() - self._begin
+        with self._writing():
+            summary = {"step": self.step, "interrupted_by": interrupted and interrupted.name}
+            summary |= self.record.summary(self.args, state.agent) | {"compile_seconds": compile_seconds()}
+            self.folder.write_json("summary.json", summary)
+        self._progress.close()
+        say_summary(summary, self.folder.path)
+        if interrupted:
+            say(f"{interrupted.name} at step {self.step:,}; continue with: {self._resume_command()}")
+            sys.exit(128 + interrupted)
+        if self.args.capture_video and self._running():
+            show.record_video(self.folder.path)
+        if self.record.stopped:
+            sys.exit(3)
+
+    def _running(self) -> list[int]:
+        return self.record.running(self.args)
+
+    def _resume_command(self) -> str:
+        return f"python {script_of(type(self.args))}.py --resume {shlex.quote(str(self.folder.path))}"
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Whatever goes wrong with the folder becomes a RunFolderError that says how to go on."""
+
+        def go_on() -> str:
+            with contextlib.suppress(Exception):
+                self._checkpoints.wait()  # the one in progress may still succeed
+            step = self._checkpoints.step
+            if step is None:
+                return f"stopped at step {self.step:,}; there is no checkpoint yet"
+            return f"stopped at step {self.step:,}; from step {step:,} continue with: {self._resume_command()}"
+
+        with self.folder.writing(go_on):
+            yield
+
+
+def _strong(x: jax.Array) -> jax.Array:
+    return x if jnp.issubdtype(x.dtype, jax.dtypes.extended) else jax.lax.convert_element_type(x, x.dtype)
