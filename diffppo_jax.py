@@ -385,10 +385,10 @@ def learn(args, agent, key, batch):
 
 def rollout_step(args, env, state, key):
     """One step of the N environments, which also updates the statistics (the key is consumed)."""
-    obs, began = state.env_state.obs, state.env_state.episode_length == 0
+    obs = state.env_state.obs
     action, sample = sample_action(args, state.agent, key, obs)
     env_state, time_step = env.step(state.env_state, action)
-    discounted_return = args.gamma * jnp.where(began, 0.0, state.discounted_return) + time_step.reward
+    discounted_return = args.gamma * state.discounted_return + time_step.reward
     agent = state.agent.replace(
         obs_stats=normalization.update(state.agent.obs_stats, time_step.obs),
         return_stats=normalization.update(state.agent.return_stats, discounted_return),
@@ -401,14 +401,16 @@ def rollout_step(args, env, state, key):
         terminated=time_step.terminated,
         truncated=time_step.truncated,
     )
-    return Training(agent, env_state, discounted_return, state.key), (rollout, time_step.episode)
+    return Training(agent, env_state, discounted_return * ~time_step.done, state.key), (rollout, time_step.episode)
 
 
 def train_step(args, env, state, step):
     """One rollout and the updates on it. `step`: environment steps taken before. Episodes `[T, N]`."""
     key, rollout_key, prior_key, learn_key = jax.random.split(state.key, 4)
     rollout_keys = jax.random.split(rollout_key, args.num_steps)
-    state, (rollout, episodes) = jax.lax.scan(partial(rollout_step, args, env), state.replace(key=key), rollout_keys)
+    running = state.env_state.episode_length > 0  # a resumed run may have begun new episodes
+    state = state.replace(key=key, discounted_return=state.discounted_return * running)
+    state, (rollout, episodes) = jax.lax.scan(partial(rollout_step, args, env), state, rollout_keys)
 
     batch, batch_metrics = make_batch(args, state.agent, prior_key, rollout)
     agent, metrics = learn(args, state.agent, learn_key, batch)

@@ -141,7 +141,7 @@ class Replayable(gym.Wrapper):
         """Plays the episode of `save` again. Returns None where it led to the same, else why not."""
         if saved["steps"] > MAX_REPLAY:
             return f"its episode is longer than {MAX_REPLAY:,} steps"
-        actions = np.frombuffer(base64.b64decode(saved["actions"]), np.float32).reshape(saved["steps"], -1)
+        actions = np.frombuffer(base64.b64decode(saved["actions"]), np.float32).reshape(-1, *self.action_space.shape)
         try:
             if "generator" in saved["begin"]:
                 self.reset(seed=0)  # some environments make their generator here

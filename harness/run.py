@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs import Environment, Episode
-from harness import provenance, show
+from harness import provenance
 from harness.checkpoint import Checkpoints
 from harness.clock import compile_seconds
 from harness.experiment import Experiment
@@ -25,6 +25,7 @@ from harness.progress import Progress, say, say_header, say_summary
 from harness.record import Record
 from harness.resume import check_step, has_checkpoint, say_changes, with_environments
 from harness.signals import Signals
+from harness.video import record_video
 
 
 class Run:
@@ -187,7 +188,7 @@ class Run:
             say(f"{interrupted.name} at step {self.step:,}; continue with: {self._resume_command()}")
             sys.exit(128 + interrupted)
         if self.args.capture_video and self._running():
-            show.record_video(self.folder.path)
+            record_video(self.folder.path)
         if self.record.stopped:
             sys.exit(3)
 

@@ -1,4 +1,4 @@
-"""A folder sealed: size and SHA-256 of every file, forced to disk, in one file beside them."""
+"""A folder sealed: size and SHA-256 of every file in its subfolders, forced to disk, in one file beside these."""
 
 import hashlib
 import json
@@ -12,8 +12,8 @@ SEAL = "seal.json"
 
 
 def seal(folder: Path) -> None:
-    """Forces what is in the folder to disk and writes its seal."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Forces what is in the subfolders to disk and writes the seal."""
+    files = sorted(path for path in folder.glob("*/**/*") if path.is_file())
     sealed = {str(path.relative_to(folder)): _to_disk(path) for path in files}
     (folder / SEAL).write_text(json.dumps({"files": sealed, "sha256": _sha256_of(sealed)}, indent=1))
     _to_disk(folder / SEAL)
