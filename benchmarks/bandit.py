@@ -5,8 +5,7 @@
 
 Each bandit is a density p on the square [-4, 4]^A, and its reward is log p. At temperature 1 the optimal
 maximum-entropy policy is p itself, with log Z = 0. Every algorithm is trained by the `update` of its own script, on
-batches of one-step episodes (gamma = 0), with the exact Q in the place of the critic at level 0. The values of the
-inner levels, which have no closed form, are learned by the script's own critic loss.
+batches of one-step episodes (gamma = 0), with the exact Q in the place of its critics.
 
 The samples are then held against p (`measure` says how). One row per bandit, algorithm and K goes to
 benchmarks/bandit.csv; the table is printed as Markdown; the picture shows density and samples.
@@ -15,6 +14,7 @@ benchmarks/bandit.csv; the table is printed as Markdown; the picture shows densi
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,8 +28,8 @@ import diffsac_jax
 import diffwpo_jax
 import sac_jax
 from benchmarks.export import write_csv
-from benchmarks.plot import BANDIT_ALGORITHMS, bandit_table
 from benchmarks.speed import facts
+from benchmarks.tables import BANDIT_ALGORITHMS, bandit_table
 from common import replay
 from common.distributions import gaussian_log_prob
 
@@ -100,6 +100,7 @@ BANDITS = [
 ]
 
 
+@cache
 def log_normaliser(bandit: Bandit) -> float:
     """log of the integral of exp(log_density) over u in [-1, 1]^A, by the midpoint rule."""
     cells = 4000 if bandit.size == 1 else 800
@@ -107,84 +108,78 @@ def log_normaliser(bandit: Bandit) -> float:
     return float(jax.nn.logsumexp(log_density)) + bandit.size * float(np.log(2.0 / cells))
 
 
-@dataclass(frozen=True)
-class ExactCritic:
-    """Stands in for a script's twin critic: the exact Q at level 0, the learned critic at the inner levels.
+def exact_q(bandits: tuple[Bandit, ...]) -> Callable:
+    """Q(s, u): obs `[B, 1]`, the number of the bandit, so that several can be trained side by side; u `[B, A]`."""
+    log_normalisers = [log_normaliser(bandit) for bandit in bandits]
 
-    The observation is the number of the bandit, so that several can be trained side by side.
-    """
-
-    learned: Any
-    bandits: tuple[Bandit, ...]
-    log_normalisers: tuple[float, ...]
-
-    def q(self, obs: jax.Array, action: jax.Array) -> jax.Array:
-        values = [b.log_density(BOUND * action) - z for b, z in zip(self.bandits, self.log_normalisers, strict=True)]
+    def q(obs: jax.Array, action: jax.Array) -> jax.Array:
+        values = [b.log_density(BOUND * action) - z for b, z in zip(bandits, log_normalisers, strict=True)]
         return jnp.stack(values, axis=-1)[jnp.arange(len(obs)), obs[:, 0].astype(int)]
 
-    def apply(self, params: dict, obs: jax.Array, latent: jax.Array, *level: jax.Array) -> jax.Array:
-        # Inner latents are unbounded: the exact Q must stay finite there, though it is not used.
-        exact = jnp.broadcast_to(self.q(obs, jnp.clip(latent, -1.0, 1.0)), (2, len(obs)))
-        if not level:
-            return exact
-        learned = self.learned.apply(params, obs, latent, *level)
-        return jnp.where(jnp.asarray(level[0]) == 0, exact, learned)
+    return q
+
+
+def with_exact_critic(agent: Any, q: Callable) -> Any:
+    """A script's agent with the exact Q in the place of both critics, whatever their parameters."""
+
+    def critics(params: dict, obs: jax.Array, action: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(q(obs, action), (2, len(obs)))
+
+    return agent.replace(critic=agent.critic.replace(apply_fn=critics))
 
 
 # --------------------------------------------------------------------------------------------------- train and measure
 
 
-ALGORITHMS = {
-    "sac": (sac_jax, {}),
-    "diffsac": (diffsac_jax, {}),
-    "diffsac_chain": (diffsac_jax, {"backprop_through_chain": True}),
-    "diffwpo": (diffwpo_jax, {}),
-}
+ALGORITHMS = {"sac": sac_jax, "diffsac": diffsac_jax, "diffwpo": diffwpo_jax}
 
 
 def make_args(name: str, num_steps: int, hidden_dim: int) -> Any:
-    module, settings = ALGORITHMS[name]
-    if module is not sac_jax:
-        settings = settings | {"num_denoising_steps": num_steps}
-    return module.Args(gamma=0.0, alpha=1.0, autotune=False, policy_lr=1e-3, hidden_dim=hidden_dim, **settings)
+    own = {} if name == "sac" else {"num_denoising_steps": num_steps}
+    settings = {"gamma": 0.0, "alpha": 1.0, "autotune": False, "policy_lr": 1e-3, "hidden_dim": hidden_dim}
+    return ALGORITHMS[name].Args(**settings, **own)
+
+
+def learner(name: str, args: Any, bandits: tuple[Bandit, ...], updates: int) -> Callable:
+    """(number of the bandit, key) -> its agent, trained."""
+    module, size, q = ALGORITHMS[name], bandits[0].size, exact_q(bandits)
+    env = SimpleNamespace(observation_size=1, action_size=size)
+
+    def train(number, key):
+        init_key, key = jax.random.split(key)
+        agent = with_exact_critic(module.init_agent(args, env, init_key), q)
+        obs = jnp.full((args.batch_size, 1), number, jnp.float32)
+
+        def step(agent, key_and_index):
+            action_key, update_key = jax.random.split(key_and_index[0])
+            action = jax.random.uniform(action_key, (args.batch_size, size), minval=-1.0, maxval=1.0)
+            batch = replay.Transition(obs, action, q(obs, action), obs, jnp.zeros(args.batch_size, bool))
+            return module.update(args, agent, update_key, batch, key_and_index[1])[0], None
+
+        return jax.lax.scan(step, agent, (jax.random.split(key, updates), jnp.arange(updates)))[0]
+
+    return train
 
 
 def train_agents(name: str, args: Any, bandits: tuple[Bandit, ...], seed: int, updates: int) -> Any:
     """One agent per bandit (all of one action size), side by side: leaves `[len(bandits), ..]`."""
-    module, size = ALGORITHMS[name][0], bandits[0].size
-    env = SimpleNamespace(observation_size=1, action_size=size)
-    log_normalisers = tuple(log_normaliser(bandit) for bandit in bandits)
-
-    def one(number, key):
-        init_key, key = jax.random.split(key)
-        agent = module.init_agent(args, env, init_key)
-        agent = agent.replace(critic=ExactCritic(agent.critic, bandits, log_normalisers))
-        obs = jnp.full((args.batch_size, 1), number, jnp.float32)
-
-        def step(agent, key):
-            action_key, update_key = jax.random.split(key)
-            action = jax.random.uniform(action_key, (args.batch_size, size), minval=-1.0, maxval=1.0)
-            batch = replay.Transition(obs, action, agent.critic.q(obs, action), obs, jnp.zeros(args.batch_size, bool))
-            return module.update(args, agent, update_key, batch)[0], None
-
-        return jax.lax.scan(step, agent, jax.random.split(key, updates))[0]
-
     keys = jax.random.split(jax.random.key(seed), len(bandits))
-    return jax.jit(jax.vmap(one))(jnp.arange(len(bandits)), keys)
+    return jax.jit(jax.vmap(learner(name, args, bandits, updates)))(jnp.arange(len(bandits)), keys)
 
 
-def draw(name: str, args: Any, agents: Any, seed: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
+def draw(
+    name: str, args: Any, agents: Any, bandits: tuple[Bandit, ...], seed: int, samples: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Actions x `[len(bandits), n, A]` and log-weights Q - l `[len(bandits), n]` of every agent's policy."""
-    module = ALGORITHMS[name][0]
+    module, q = ALGORITHMS[name], exact_q(bandits)
 
-    @jax.vmap
     def one(agent, number, key):
         obs = jnp.full((samples, 1), number, jnp.float32)
         action, log_prob = module.sample_action(args, agent, key, obs)
-        return BOUND * action, agent.critic.q(obs, action) - log_prob
+        return BOUND * action, q(obs, action) - log_prob
 
-    count = len(agents.log_alpha)
-    x, log_weight = jax.jit(one)(agents, jnp.arange(count), jax.random.split(jax.random.key(seed + 1), count))
+    keys = jax.random.split(jax.random.key(seed + 1), len(bandits))
+    x, log_weight = jax.jit(jax.vmap(one))(agents, jnp.arange(len(bandits)), keys)
     return np.asarray(x), np.asarray(log_weight, np.float64)
 
 
@@ -227,7 +222,8 @@ def picture(path: Path, samples: dict[str, dict[str, np.ndarray]]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(BANDITS), len(samples) + 1, figsize=(2.1 * (len(samples) + 1), 2.1 * len(BANDITS)))
+    size = len(BANDITS), len(samples) + 1
+    figure, axes = plt.subplots(*size, figsize=(2.1 * size[1], 2.1 * size[0]), squeeze=False)
     for row, bandit in zip(axes, BANDITS, strict=True):
         cells = 160
         p = bandit.cell_probabilities(cells, finer=1)
@@ -271,7 +267,7 @@ def title(name: str, num_steps: int) -> str:
 @dataclass(frozen=True)
 class Settings:
     algorithms: tuple[str, ...] = tuple(ALGORITHMS)
-    """which of sac, diffsac, diffsac_chain (--backprop-through-chain), diffwpo"""
+    """which of sac, diffsac, diffwpo"""
     steps: tuple[int, ...] = (8, 4, 16, 2, 1)
     """values of K, in the order in which they are trained; the first is the picture's"""
     updates: int = 6000
@@ -303,10 +299,10 @@ def main(settings: Settings) -> list[dict[str, Any]]:
         args = make_args(name, num_steps, settings.hidden_dim)
         begin = time.time()
         shown = samples.setdefault(name, {}) if num_steps in (0, settings.steps[0]) else {}
-        for size in (1, 2):
+        for size in sorted({bandit.size for bandit in BANDITS}):
             bandits = tuple(bandit for bandit in BANDITS if bandit.size == size)
             agents = train_agents(name, args, bandits, settings.seed, settings.updates)
-            drawn = draw(name, args, agents, settings.seed, settings.samples)
+            drawn = draw(name, args, agents, bandits, settings.seed, settings.samples)
             for bandit, x, log_weight in zip(bandits, *drawn, strict=True):
                 shown[bandit.name] = x
                 row = {"bandit": bandit.name, "algorithm": name, "K": num_steps or "", "updates": settings.updates}

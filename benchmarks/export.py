@@ -1,7 +1,7 @@
 """Run folders -> benchmarks/results/{exp_name}__{env_id}.csv, one file per algorithm and environment.
 
-    python benchmarks/export.py runs/Hopper-v4__*          add or replace these runs' seeds
-    python benchmarks/export.py --list                     the results as lines for run_all.sh's list
+    python -m benchmarks.export runs/Hopper-v4__*          add or replace these runs' seeds
+    python -m benchmarks.export --list                     the results as entries of suite `committed`
 
 One row per seed and evaluation. Columns:
 
@@ -20,202 +20,133 @@ Exporting a seed again replaces its rows. A run of a changed tree or an unfinish
 """
 
 import argparse
-import ast
 import csv
+import dataclasses
+import importlib
 import json
 import math
 import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+from envs import UserError, one_line
+from harness import Experiment, RunFolder
+from harness.experiment import flag
+
+RESULTS = Path(__file__).resolve().parent / "results"
+VERSIONS = ("python", "jax", "flax", "mujoco", "gymnasium", "device", "threads")
 COLUMNS = (
-    "env_id",
-    "exp_name",
-    "script",
-    "seed",
-    "global_step",
-    "stochastic_return",
-    "deterministic_return",
-    "training_return",
-    "commit",
-    "dirty",
-    "python",
-    "jax",
-    "flax",
-    "mujoco",
-    "gymnasium",
-    "device",
-    "threads",
-    "wall_time",
-    "steps_per_second",
-    "arguments",
+    *("env_id", "exp_name", "script", "seed", "global_step"),
+    *("stochastic_return", "deterministic_return", "training_return"),
+    *("commit", "dirty", *VERSIONS),
+    *("wall_time", "steps_per_second", "arguments"),
 )
 TRAINING_EPISODES = 100
-# Arguments that name a run, or say where and how it is logged: no part of what was computed.
-BOOKKEEPING = {
-    "env_id",
-    "seed",
-    "num_seeds",
-    "exp_name",
-    "runs_folder",
-    "evaluate",
-    "resume",
-    "checkpoint_frequency",
-    "capture_video",
-    "track",
-    "wandb_project_name",
-    "wandb_entity",
-}
 
-
-class ExportError(Exception):
-    """A run that cannot be exported, with the reason."""
+# ---------------------------------------------------------------------------------------------------------- arguments
 
 
 @cache
-def defaults(script: str) -> dict:
-    """The fields of the script's `Args` with their defaults, in order, read without importing it.
-
-    `script`: `sac_jax`, `sac_jax.py` or a path. Raises ExportError.
-    """
-    path = ROOT / (script if script.endswith(".py") else f"{script}.py")
+def script_args(script: str) -> type[Experiment]:
+    """The class of a script's arguments. `script`: `sac_jax` or `sac_jax.py`. Raises UserError."""
     try:
-        tree = ast.parse(path.read_text())
-    except OSError as error:
-        raise ExportError(f"cannot read the script {path}: {error.strerror}") from None
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == "Args":
-            fields = [field for field in node.body if isinstance(field, ast.AnnAssign)]
-            return {field.target.id: ast.literal_eval(field.value) for field in fields if field.value is not None}
-    raise ExportError(f"{path} has no class Args")
+        Args = importlib.import_module(Path(script).stem).Args
+        assert issubclass(Args, Experiment)
+    except (ImportError, AttributeError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"no script {script!r} ({one_line(error)})") from None
+    return Args
 
 
-def parse_flags(flags: str) -> dict:
-    """'--q-lr 1e-3 --no-autotune' -> {"q_lr": 0.001, "autotune": False}. Raises ExportError."""
-    values, words = {}, flags.split()
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            raise ExportError(f"{word!r} in {flags!r} is no flag")
-        name = word[2:].replace("-", "_")
-        if words and not words[0].startswith("--"):
-            value = words.pop(0)
-            try:
-                values[name] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                values[name] = value
-        elif name.startswith("no_"):
-            values[name[3:]] = False
-        else:
-            values[name] = True
-    return values
+def defaults(script: str) -> dict[str, Any]:
+    """A script's arguments with their defaults, in order. Raises UserError."""
+    return {field.name: field.default for field in dataclasses.fields(script_args(script))}
 
 
-def arguments(script: str, values: dict) -> str:
+def arguments(script: str, values: dict[str, Any]) -> str:
     """The flags that say how `values` differ from the script's defaults, in the order of its arguments.
 
-    Arguments that the script does not have (any more) come last, so that nothing is hidden.
+    Arguments that only name a run or say where it is logged are left out. Those that the script does not have (any
+    more) come last, so that nothing is hidden. Raises UserError.
     """
     known = defaults(script)
+    # A script's own default for a field of Experiment, such as exp_name, does not change what the field is for.
+    fields = (*dataclasses.fields(Experiment), *dataclasses.fields(script_args(script)))
+    left_out = {"script", "layout"} | {field.name for field in fields if not field.metadata.get("computes", True)}
     words = []
     for name in [*known, *(name for name in values if name not in known)]:
-        if name in BOOKKEEPING or name not in values or (name in known and _text(values[name]) == _text(known[name])):
+        if name in left_out or name not in values or (name in known and _text(values[name]) == _text(known[name])):
             continue
-        value, flag = values[name], name.replace("_", "-")
-        words.append(
-            (f"--{flag}" if value else f"--no-{flag}") if isinstance(value, bool) else f"--{flag} {_text(value)}"
-        )
+        value = values[name]
+        if isinstance(value, bool):
+            words.append(flag(name) if value else flag(f"no_{name}"))
+        else:
+            words.append(f"{flag(name)} {_text(value)}")
     return " ".join(words)
 
 
-def _text(value) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return str(value)
 
 
-def state(folder: Path) -> str:
-    """How the run in `folder` stands: "finished", "stopped" (a seed was, by NaN or infinity) or "unfinished"."""
-    try:
-        summary = json.loads((folder / "summary.json").read_text())
-        wanted = json.loads((folder / "args.json").read_text())["total_timesteps"]
-    except (OSError, ValueError, KeyError):
-        return "unfinished"
-    # A run that was to be extended and was killed still has the summary of its first end.
-    if summary.get("interrupted_by") or summary.get("total_timesteps") != wanted:
-        return "unfinished"
-    return "stopped" if summary.get("stopped") else "finished"
+# --------------------------------------------------------------------------------------------------------------- rows
 
 
-def read_run(folder: Path, allow_dirty: bool = False, allow_unfinished: bool = False) -> list[dict]:
-    """The rows of a run folder, as text. Raises ExportError."""
-    try:
-        args = json.loads((folder / "args.json").read_text())
-        versions = json.loads((folder / "versions.json").read_text())
-        with (folder / "scalars.csv").open() as file:
-            # A line that was torn by a kill has fewer fields.
-            scalars = [row for row in csv.reader(file) if len(row) == 5][1:]
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{folder} is not a run folder: {error}") from None
-    ran = [versions, *versions.get("resumed", [])]
-    states = [version.get("git_dirty") for version in ran]
+def read_run(path: Path, allow_dirty: bool = False, allow_unfinished: bool = False) -> list[dict[str, str]]:
+    """The rows of a run folder. Raises UserError."""
+    folder = RunFolder(path)
+    stored, ran = folder.stored_args(), folder.versions()
+    states = [version.get("git_dirty") for version in ran] or [None]
     if (any(states) or None in states) and not allow_dirty:
         why = "its tree had changes" if any(states) else "its commit is unknown"
-        raise ExportError(f"{folder} cannot be traced to a commit ({why}); --allow-dirty exports it")
-    if any("step" not in version for version in ran[1:]):
-        raise ExportError(f"{folder} was resumed with other versions, and does not say from which step on")
-    if (how := state(folder)) != "finished" and not allow_unfinished:
-        why = "has not finished" if how == "unfinished" else "has a seed that was stopped by NaN or infinity"
-        raise ExportError(f"{folder} {why}; --allow-unfinished exports what is there")
+        raise UserError(f"{path} cannot be traced to a commit ({why}); --allow-dirty exports it")
+    if (status := folder.status()) != "finished" and not allow_unfinished:
+        why = "has not finished" if status == "unfinished" else "has a seed that was stopped by NaN or infinity"
+        raise UserError(f"{path} {why}; --allow-unfinished exports what is there")
+    constants = {name: stored[name] for name in ("env_id", "exp_name", "script")}
+    constants["arguments"] = arguments(stored["script"], stored)
+    rows = []
     try:
-        values = {name: value for name, value in args.items() if name != "script"}
-        constants = {
-            "env_id": args["env_id"],
-            "exp_name": args["exp_name"],
-            "script": args["script"],
-            "arguments": arguments(args["script"], values),
-        }
-        seeds = range(args["seed"], args["seed"] + args["num_seeds"])
-        rows = [row for seed in seeds for row in _rows(args, [s for s in scalars if s[2] == str(seed)])]
-        provenance = [_provenance(version) for version in ran]
-    except (KeyError, ValueError) as error:
-        raise ExportError(f"{folder} cannot be read: {type(error).__name__}: {error}") from None
+        scalars = folder.scalars()
+        for seed in range(stored["seed"], stored["seed"] + stored["num_seeds"]):
+            rows += _rows(stored.get("learning_starts", 0), [row for row in scalars if row[2] == seed])
+        for row in rows:
+            # A checkpoint's step may be resumed from more than once: the last time counts.
+            source = [version for version in ran if version["step"] < row["global_step"]][-1]
+            row.update(constants, **_provenance(source))
+    except (OSError, ValueError, LookupError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
     if not rows:
-        raise ExportError(f"{folder} has no evaluation")
-    for row in rows:
-        # A checkpoint's step may be resumed from more than once: the last time counts.
-        start = max(i for i, version in enumerate(ran) if version.get("step", -1) < row["global_step"])
-        row.update(constants, **provenance[start])
+        raise UserError(f"{path} has no evaluation")
     return [{name: str(row[name]) for name in COLUMNS} for row in rows]
 
 
-def _provenance(versions: dict) -> dict:
-    """The columns that say what a row was measured with, from a part of versions.json."""
+def _provenance(versions: dict[str, Any]) -> dict[str, Any]:
+    """The columns that say what a row was measured with, from an element of `RunFolder.versions`."""
     dirty = versions["git_dirty"]
     return {
         "commit": versions["git_commit"] or "",
         "dirty": "" if dirty is None else str(dirty).lower(),
-        **{name: versions[name] for name in ("python", "jax", "flax", "mujoco", "gymnasium", "device", "threads")},
+        **{name: versions[name] for name in VERSIONS},
     }
 
 
-def _rows(args: dict, scalars: list[list[str]]) -> list[dict]:
-    """One seed's rows from its lines (global_step, wall_time, seed, tag, value) of scalars.csv."""
+def _rows(learning_starts: int, scalars: list[tuple]) -> list[dict[str, Any]]:
+    """One seed's rows from its part of `RunFolder.scalars`."""
     evaluations: dict[int, dict] = {}
     episodes: list[float] = []
     seconds = learning_seconds = 0.0
     learning_steps = 0
     chunk_step, chunk_end = 0, math.nan
     for step, clock, seed, tag, value in scalars:
-        step, clock, value = int(step), float(clock), float(value)
         if tag == "charts/episodic_return":
             episodes.append(value)
         elif tag == "charts/SPS":
             chunk = (step - chunk_step) / value
-            if chunk_step >= args.get("learning_starts", 0):
+            if chunk_step >= learning_starts:
                 learning_seconds, learning_steps = learning_seconds + chunk, learning_steps + step - chunk_step
             seconds, chunk_step, chunk_end = seconds + chunk, step, clock
         elif tag == "eval/episodic_return_stochastic":
@@ -238,23 +169,26 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
+# -------------------------------------------------------------------------------------------------------------- files
+
+
 def file_name(exp_name: str, env_id: str) -> str:
     return f"{exp_name}__{env_id}.csv".replace("/", "-").replace(":", "-")
 
 
-def read_csv(path: Path) -> list[dict]:
-    """The rows of a results file, as text. Raises ExportError where the columns differ."""
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a results file. Raises UserError where the columns differ."""
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ExportError(f"{path} has other columns than {', '.join(COLUMNS)}")
+            raise UserError(f"{path} has other columns than {', '.join(COLUMNS)}")
         return list(reader)
 
 
-def merge(rows: list[dict], results: Path) -> Path:
+def merge(rows: list[dict[str, str]], results: Path) -> Path:
     """Writes one run's rows into its file in place of what the file has of the same seeds; returns the file.
 
-    Raises ExportError where the file has more steps of a seed: a trial does not take the place of a result.
+    Raises UserError where the file has more steps of a seed: a trial does not take the place of a result.
     """
     path = results / file_name(rows[0]["exp_name"], rows[0]["env_id"])
     rows = others(read_csv(path) if path.exists() else [], rows, path) + rows
@@ -266,7 +200,7 @@ def merge(rows: list[dict], results: Path) -> Path:
 def others(old: list[dict], new: list[dict], path: Path) -> list[dict]:
     """The rows of `old` that are of other runs (exp_name and seed) than those of `new`, whose last rows are their ends.
 
-    Raises ExportError where `old`, read from `path`, has more steps of a run.
+    Raises UserError where `old`, read from `path`, has more steps of a run.
     """
     steps = {(row["exp_name"], row["seed"]): int(row["global_step"]) for row in new}
     kept = []
@@ -275,7 +209,7 @@ def others(old: list[dict], new: list[dict], path: Path) -> list[dict]:
         if run not in steps:
             kept.append(row)
         elif int(row["global_step"]) > steps[run]:
-            raise ExportError(
+            raise UserError(
                 f"{path} has more than the {steps[run]} steps of this run of seed {row['seed']}; to replace it,"
                 " remove the file"
             )
@@ -293,32 +227,32 @@ def write_csv(path: Path, columns: Iterable[str], rows: list[dict]) -> None:
     beside.replace(path)
 
 
-def list_lines(results: Path = RESULTS) -> list[str]:
-    """The results as lines of run_all.sh's list: name | script | flags | environments | seeds | steps.
+def suite_entries(results: Path = RESULTS) -> list[str]:
+    """The results as lines of suites.toml. Seeds with other arguments than their neighbours get a line of their own.
 
-    Seeds with other arguments than their neighbours get a line of their own.
+    Raises UserError.
     """
-    groups: dict[tuple, dict[str, list[str]]] = {}
+    seeds: dict[tuple, dict[int, None]] = {}  # a dict keeps the order, and each once
     for path in sorted(results.glob("*.csv")):
         for row in read_csv(path):
-            flags, steps = row["arguments"], int(row["global_step"])
-            words = flags.split()
+            words, steps = row["arguments"].split(), defaults(row["script"])["total_timesteps"]
             if "--total-timesteps" in words:
                 at = words.index("--total-timesteps")
-                steps, flags = int(words[at + 1]), " ".join(words[:at] + words[at + 2 :])
-            else:
-                steps = defaults(row["script"])["total_timesteps"]
-            seeds = groups.setdefault((row["exp_name"], row["script"], flags, steps), {}).setdefault(row["env_id"], [])
-            if row["seed"] not in seeds:
-                seeds.append(row["seed"])
-    lines: dict[tuple, list[str]] = {}
-    for (name, script, flags, steps), envs in groups.items():
-        for env_id, seeds in envs.items():
-            lines.setdefault((name, f"{script}.py", flags, " ".join(seeds), steps), []).append(env_id)
-    return sorted(
-        f"{name} | {script} | {flags} | {' '.join(sorted(envs))} | {seeds} | {steps}"
-        for (name, script, flags, seeds, steps), envs in lines.items()
-    )
+                steps, words = int(words[at + 1]), words[:at] + words[at + 2 :]
+            run = row["exp_name"], row["script"] + ".py", " ".join(words), steps, row["env_id"]
+            seeds.setdefault(run, {})[int(row["seed"])] = None
+    envs: dict[tuple, list[str]] = {}
+    for (name, script, flags, steps, env_id), of_run in seeds.items():
+        envs.setdefault((name, script, flags, tuple(of_run), steps), []).append(env_id)
+    lines = []
+    for (name, script, flags, of_line, steps), env_ids in envs.items():
+        entry = {"name": name, "script": script, "flags": flags, "envs": sorted(env_ids), "seeds": of_line}
+        entry = {key: value for key, value in {**entry, "steps": steps}.items() if value != ""}
+        lines.append("{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in entry.items()) + " },")
+    return sorted(lines)
+
+
+# ------------------------------------------------------------------------------------------------------------ command
 
 
 def main() -> int:
@@ -327,12 +261,12 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the CSV files are")
     parser.add_argument("--allow-dirty", action="store_true", help="export runs of a changed or unknown tree")
     parser.add_argument("--allow-unfinished", action="store_true", help="export what an unfinished run has")
-    parser.add_argument("--list", action="store_true", help="print the results as lines for run_all.sh's list")
+    parser.add_argument("--list", action="store_true", help="print the results as entries of suite `committed`")
     options = parser.parse_args()
     if options.list:
         try:
-            print("\n".join(list_lines(options.results)))
-        except ExportError as error:
+            print("\n".join(suite_entries(options.results)))
+        except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         return 0
@@ -352,7 +286,7 @@ def main() -> int:
             rows = read_run(folder, options.allow_dirty, options.allow_unfinished)
             path = merge(rows, options.results)
             print(f"{path.name}: {len(rows)} rows from {folder.name}")
-        except ExportError as error:
+        except UserError as error:
             refused += 1
             print(f"error: {error}", file=sys.stderr)
     return 2 if refused else 0

@@ -13,13 +13,12 @@ so turning by 45 degrees (a = -1/2 or 1/2) gives 1, going straight on gives 0.85
 heading is 45 degrees to the side that a points to (a random side at a = 0). Nothing terminates; 100 steps, then the
 episode is truncated. Both sides are worth the same whatever comes later, so the best maximum-entropy policy turns left
 and right equally often at every heading. The return does not tell a policy that does from one that only turns left:
-`evaluation_report` counts the sides.
+`shares` counts the sides.
 """
 
 import argparse
-import dataclasses
 import sys
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import gymnasium as gym
 import numpy as np
 
 NUM_HEADINGS = 8
+EPISODE_STEPS = 100
 SIDE = 0.25  # |a| above it turns by more than 22.5 degrees: that counts as a side, below as the middle
 
 
@@ -57,54 +57,71 @@ class TurningAgent(gym.Env):
         angle = 2 * np.pi * self.heading / NUM_HEADINGS
         return np.array([np.cos(angle), np.sin(angle)], np.float32)
 
-    @staticmethod
-    def evaluation_report(obs: np.ndarray, action: np.ndarray) -> dict[str, dict[str, float]]:
-        """Shares of the actions `[n, 1]` at the observations `[n, 2]`, for each heading that was visited.
-
-        left: a turn below -22.5 degrees (a < -1/4), right: above 22.5 degrees, middle: in between. A heading without
-        visits has the share nan.
-        """
-        heading = np.rint(np.arctan2(obs[:, 1], obs[:, 0]) / (2 * np.pi) * NUM_HEADINGS).astype(int) % NUM_HEADINGS
-        report = {}
-        for h in range(NUM_HEADINGS):
-            a = action[heading == h, 0]
-            left, right = (np.mean(a < -SIDE), np.mean(a > SIDE)) if len(a) else (np.nan, np.nan)
-            report[f"heading_{h * 360 // NUM_HEADINGS:03d}"] = {
-                "left": float(left),
-                "middle": float(1.0 - left - right),
-                "right": float(right),
-            }
-        return report
-
 
 if "TurningAgent-v0" not in gym.registry:  # `python -m` imports this file under two names
-    gym.register("TurningAgent-v0", entry_point="benchmarks.turning:TurningAgent", max_episode_steps=100)
+    gym.register("TurningAgent-v0", entry_point="benchmarks.turning:TurningAgent", max_episode_steps=EPISODE_STEPS)
 
 
 # ------------------------------------------------------------------------------------------------------------ results
+# What measures is imported where it is used: training imports this file for the environment alone.
+
+
+def shares(obs: np.ndarray, action: np.ndarray) -> dict[int, dict[str, float]]:
+    """Shares of the actions `[n, 1]` at the observations `[n, 2]`, by heading in degrees.
+
+    left: a turn below -22.5 degrees (a < -1/4), right: above 22.5 degrees, middle: in between. A heading without
+    visits has the share nan.
+    """
+    heading = np.rint(np.arctan2(obs[:, 1], obs[:, 0]) / (2 * np.pi) * NUM_HEADINGS).astype(int) % NUM_HEADINGS
+    found = {}
+    for h in range(NUM_HEADINGS):
+        a = action[heading == h, 0]
+        left, right = (np.mean(a < -SIDE), np.mean(a > SIDE)) if len(a) else (np.nan, np.nan)
+        found[h * 360 // NUM_HEADINGS] = {
+            "left": float(left),
+            "middle": float(1.0 - left - right),
+            "right": float(right),
+        }
+    return found
+
+
+def rollout(act: Callable, seed: int, episodes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Episodes side by side: observations `[T, E, 2]`, actions `[T, E, 1]`, rewards `[T, E]`.
+
+    `act`: (obs `[E, 2]`, key) -> actions `[E, 1]`, as `harness.load_agent` returns it.
+    """
+    import jax
+
+    envs = [TurningAgent() for _ in range(episodes)]
+    obs = np.stack([env.reset(seed=1000 * seed + i)[0] for i, env in enumerate(envs)])
+    steps = []
+    for t in range(EPISODE_STEPS):
+        action = act(obs, jax.random.fold_in(jax.random.key(seed), t))
+        results = [env.step(a) for env, a in zip(envs, action, strict=True)]
+        steps.append((obs, action, np.array([result[1] for result in results])))
+        obs = np.stack([result[0] for result in results])
+    return tuple(np.stack(x) for x in zip(*steps, strict=True))
 
 
 def measure(run: Path, episodes: int) -> list[dict[str, Any]]:
     """One row per seed and heading of a finished run: shares of the stochastic policy's actions.
 
-    return is the mean over the episodes, the same in all rows of a seed. Raises UserError (no run), ExportError (a run
-    that is unfinished or cannot be traced to a commit).
+    return is the mean over the episodes, the same in all rows of a seed. Raises UserError: no run, or one that is
+    unfinished, cannot be traced to a commit, or is on another environment.
     """
     from benchmarks import export
-    from common import evaluation
+    from envs import UserError
+    from harness import load_agent
 
-    source = {row["seed"]: row for row in export.read_run(run)}  # the last row of each seed
-    args, module = evaluation.read_run(run)
-    args = dataclasses.replace(args, eval_episodes=episodes)
-    evaluator = evaluation.Evaluator(args, module.sample_action, module.deterministic_action)
-    agents = evaluation.read_agents(run, args, partial(module.init_agent, args, evaluator.env))
-    result = evaluator(agents, args.total_timesteps)["stochastic"]
+    last = {row["seed"]: row for row in export.read_run(run)}
     rows = []
-    for agent, seed in enumerate(evaluator.seeds):
-        run_of = {name: source[str(seed)][name] for name in SOURCE}
-        found = {"return": float(result["return"][agent].mean()), "episodes": episodes}
-        for heading, shares in result["report"][agent].items():
-            rows.append(run_of | found | {"heading": int(heading.split("_")[1])} | shares)
+    for seed, source in last.items():
+        if not source["env_id"].endswith("TurningAgent-v0"):
+            raise UserError(f"{run} is no run on the turning agent but on {source['env_id']}")
+        obs, action, rewards = rollout(load_agent(run, int(seed)), int(seed), episodes)
+        found = {"return": float(rewards.sum(axis=0).mean()), "episodes": episodes}
+        for heading, by_side in shares(obs.reshape(-1, 2), action.reshape(-1, 1)).items():
+            rows.append({name: source[name] for name in SOURCE} | found | {"heading": heading} | by_side)
     return rows
 
 
@@ -113,8 +130,9 @@ SOURCE = ("script", "exp_name", "seed", "global_step", "arguments", "commit", "p
 
 def main() -> int:
     """Measures the runs named on the command line; replaces the rows of the same exp_name and seed."""
-    from benchmarks import export, plot
-    from common import UserError
+    from benchmarks import export
+    from benchmarks.results import read_rows
+    from envs import UserError
 
     parser = argparse.ArgumentParser(description="Shares of left, middle and right of runs on the turning agent.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
@@ -124,10 +142,8 @@ def main() -> int:
     results = arguments.results
     try:
         measured = [row for run in arguments.runs for row in measure(run, arguments.episodes)]
-        if not measured:
-            raise UserError("none of these runs is one on the turning agent")
-        kept = export.others(plot.read_rows(results), measured, results)
-    except (UserError, export.ExportError) as error:
+        kept = export.others(read_rows(results), measured, results)
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     new = {(row["exp_name"], row["seed"]) for row in measured}

@@ -1,11 +1,17 @@
 """Run folders to CSV: the rows by hand, replacement, refusals, the list of results."""
 
 import csv
+import dataclasses
 import json
+import shlex
 
 import pytest
 
-from benchmarks import export
+import sac_jax
+from benchmarks import export, suites
+from envs import UserError
+from harness.experiment import option
+from harness.folder import LAYOUT
 
 VERSIONS = {
     "git_commit": "0123456789abcdef",
@@ -24,7 +30,7 @@ def make_run(folder, seed=1, num_seeds=1, finished=True, dirty=False, offset=0.0
     """A run of 400 steps in chunks of 100 that take 2 s, evaluated every 200 in 3 s. After the first half it was
     stopped for 1000 s. Episodes of 50 steps return their number (from 1) plus `offset`."""
     folder.mkdir(parents=True)
-    args = {"script": "sac_jax", **export.defaults("sac_jax"), "exp_name": "sac_jax", "seed": seed} | args
+    args = {"layout": LAYOUT, "script": "sac_jax", **export.defaults("sac_jax"), "seed": seed} | args
     args |= {"num_seeds": num_seeds, "total_timesteps": 400, "learning_starts": 100}
     (folder / "args.json").write_text(json.dumps(args))
     (folder / "versions.json").write_text(json.dumps(VERSIONS | {"git_dirty": dirty}))
@@ -126,9 +132,7 @@ def test_a_resumed_run_names_what_each_row_was_measured_with(tmp_path):
         ("400", "f00", "0.10.2"),
     ]
     assert exported({"step": 400, **later})[-1] == ("400", first["git_commit"], "0.10.2")
-    with pytest.raises(export.ExportError, match="does not say from which step"):
-        exported(later)
-    with pytest.raises(export.ExportError, match="its tree had changes"):
+    with pytest.raises(UserError, match="its tree had changes"):
         exported({"step": 200, **later, "git_dirty": True})
 
 
@@ -153,6 +157,11 @@ def test_refusals(tmp_path, monkeypatch, capsys):
     (interrupted / "summary.json").write_text(json.dumps({"total_timesteps": 400, "interrupted_by": "SIGTERM"}))
     extended = make_run(runs / "extended", seed=7)
     (extended / "summary.json").write_text(json.dumps({"total_timesteps": 200}))
+    older = make_run(runs / "older", seed=8)
+    stored = json.loads((older / "args.json").read_text())
+    (older / "args.json").write_text(json.dumps({name: value for name, value in stored.items() if name != "layout"}))
+    make_run(runs / "no_scalars", seed=9)
+    (runs / "no_scalars" / "scalars.csv").unlink()
     # A torn last line, as kill -9 leaves it.
     with (runs / "unfinished" / "scalars.csv").open("a") as file:
         file.write("450,123")
@@ -160,20 +169,23 @@ def test_refusals(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["export.py", "--results", str(results), *(str(runs / name) for name in names)])
     assert export.main() == 2
     errors = capsys.readouterr().err.splitlines()
-    assert [line.split(" ")[1].split("/")[-1] for line in errors] == [
+    assert [line.split(" ")[1].split("/")[-1].strip("'") for line in errors] == [
         "dirty",
         "extended",
         "interrupted",
         "no_run",
+        "no_scalars",
+        "older",
         "stopped",
         "unfinished",
         "unknown",
     ]
     assert all(line.startswith("error: ") for line in errors)
+    assert "another version of sac_jax.py" in errors[5]
     assert {row["seed"] for row in rows_of(results / "sac_jax__Hopper-v4.csv")} == {"4"}
 
     allow = ["--allow-dirty", "--allow-unfinished"]
-    chosen = [str(runs / name) for name in names if name != "no_run"]
+    chosen = [str(runs / name) for name in names if name not in ("no_run", "no_scalars", "older")]
     monkeypatch.setattr("sys.argv", ["export.py", "--results", str(results), *allow, *chosen])
     assert export.main() == 0
     rows = rows_of(results / "sac_jax__Hopper-v4.csv")
@@ -188,24 +200,73 @@ def test_refusals(tmp_path, monkeypatch, capsys):
     }
 
 
-def test_defaults_are_the_scripts_own():
-    """Read from the source, they equal those of the imported class."""
-    import sac_jax
-
-    assert export.defaults("sac_jax") == vars(sac_jax.Args())
+# ---------------------------------------------------------------------------------------------------------- arguments
 
 
-def test_list_of_results(tmp_path):
+def test_arguments_are_what_computes():
+    own = vars(sac_jax.Args(exp_name="other", env_id="Ant-v4", seed=3, num_seeds=2, track=True, runs_folder="x"))
+    stored = {"layout": LAYOUT, "script": "sac_jax", **own, "checkpoint_frequency": 7, "resume": "runs/x"}
+    assert export.arguments("sac_jax.py", stored) == ""
+    stored |= {"eval_frequency": 5000, "total_timesteps": 10_000, "alpha": 2.0, "tau": 0.01, "autotune": False}
+    # One that the script no longer has comes last.
+    assert export.arguments("sac_jax", {"gone": 3, **stored}) == (
+        "--total-timesteps 10000 --eval-frequency 5000 --tau 0.01 --alpha 2 --no-autotune --gone 3"
+    )
+
+
+def test_a_script_may_say_that_an_argument_does_not_compute(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Args(sac_jax.Args):
+        shown: int = option(1, computes=False)
+        used: int = option(1)
+
+    monkeypatch.setattr(sac_jax, "Args", Args)
+    export.script_args.cache_clear()
+    try:
+        assert export.arguments("sac_jax", {"shown": 2, "used": 2}) == "--used 2"
+    finally:
+        monkeypatch.undo()
+        export.script_args.cache_clear()
+
+
+def test_unknown_scripts_are_one_line():
+    for script in ("no_such_script", "json.py", "benchmarks.export"):
+        with pytest.raises(UserError, match="no script") as caught:
+            export.defaults(script)
+        assert "\n" not in str(caught.value)
+
+
+def committed_arguments():
+    rows = [row for path in export.RESULTS.glob("*.csv") for row in export.read_csv(path)]
+    rows += rows_of(export.RESULTS.parent / "turning.csv")
+    return sorted({(row["script"], row["arguments"]) for row in rows})
+
+
+@pytest.mark.parametrize("script, flags", committed_arguments())
+def test_committed_arguments_can_be_reproduced(script, flags):
+    """A script's own parser takes them, and they come out as they were."""
+    args = suites.parse(f"{script}.py", ["--exp-name", "any", *shlex.split(flags)])
+    assert export.arguments(script, dataclasses.asdict(args)) == flags
+
+
+# ------------------------------------------------------------------------------------------------- committed results
+
+
+def test_list_of_results(tmp_path, monkeypatch, capsys):
     results = tmp_path / "results"
     for seed in (1, 2):
         export.merge(export.read_run(make_run(tmp_path / "runs" / f"a{seed}", seed=seed)), results)
         hopper = make_run(tmp_path / "runs" / f"b{seed}", seed=seed, exp_name="slow", q_lr=0.0001)
         export.merge(export.read_run(hopper), results)
     export.merge(export.read_run(make_run(tmp_path / "runs" / "c", seed=1, env_id="Walker2d-v4")), results)
-    assert export.list_lines(results) == [
-        "sac_jax | sac_jax.py | --learning-starts 100 | Hopper-v4 | 1 2 | 400",
-        "sac_jax | sac_jax.py | --learning-starts 100 | Walker2d-v4 | 1 | 400",
-        "slow | sac_jax.py | --learning-starts 100 --q-lr 0.0001 | Hopper-v4 | 1 2 | 400",
+    monkeypatch.setattr("sys.argv", ["export", "--results", str(results), "--list"])
+    assert export.main() == 0
+    beginning = '{ name = "sac_jax", script = "sac_jax.py", flags = "--learning-starts 100", '
+    assert capsys.readouterr().out.splitlines() == [
+        beginning + 'envs = ["Hopper-v4"], seeds = [1, 2], steps = 400 },',
+        beginning + 'envs = ["Walker2d-v4"], seeds = [1], steps = 400 },',
+        '{ name = "slow", script = "sac_jax.py", flags = "--learning-starts 100 --q-lr 0.0001", '
+        'envs = ["Hopper-v4"], seeds = [1, 2], steps = 400 },',
     ]
 
 

@@ -1,0 +1,202 @@
+"""The figures of the pages."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.results import (
+    ALGORITHMS,
+    FAMILIES,
+    FAMILY_POLICIES,
+    Curve,
+    Results,
+    ablation,
+    at_equal_steps,
+    band,
+    environments,
+    label,
+    pairs,
+    scores,
+    speed,
+    stem,
+)
+from benchmarks.tables import common_seeds, thousands
+
+
+def panels_of(rows: int, columns: int, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
+    """A figure of `width` x `height` inches and its axes `[rows, columns]`."""
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def note(limit: int, curves: dict[str, list[Curve]]) -> str:
+    """What a panel rests on."""
+    return f"{thousands(limit)} steps, seeds {common_seeds(curves)}"
+
+
+def draw_curve(axis, curves: list[Curve], name: str, policy: str, over_time: bool) -> None:
+    """The mean over seeds and its band, at the steps that all seeds were evaluated at."""
+    steps = curves[0].steps
+    for curve in curves[1:]:
+        steps = np.intersect1d(steps, curve.steps)
+    rows = [np.searchsorted(curve.steps, steps) for curve in curves]
+    returns = np.stack([curve.returns[policy][row] for curve, row in zip(curves, rows, strict=True)])
+    hours = np.stack([curve.wall_time[row] / 3600 for curve, row in zip(curves, rows, strict=True)])
+    has = np.isfinite(returns).all(axis=0)
+    if not has.any():
+        return
+    x, returns = (hours.mean(axis=0) if over_time else steps / 1000)[has], returns[:, has]
+    style = ALGORITHMS[name]
+    marks = {"marker": style.marker, "markevery": max(len(x) // 8, 1), "markersize": 4}
+    axis.plot(x, returns.mean(axis=0), style.line, color=style.colour, label=style.label, **marks)
+    if len(returns) > 1:
+        axis.fill_between(x, *band(returns), color=style.colour, alpha=0.2, linewidth=0)
+
+
+def curves_figure(results: Results, family: str, over_time: bool = False) -> Figure | None:
+    """Learning curves: one column per environment, one row per policy; over wall-clock time one row."""
+    env_ids = environments(results, FAMILIES[family])
+    policies = FAMILY_POLICIES[family][:1] if over_time else FAMILY_POLICIES[family]
+    if not env_ids:
+        return None
+    width, height = 3.4 * len(env_ids) + 0.4, 2.6 * len(policies) + 0.6
+    figure, axes = panels_of(len(policies), len(env_ids), width, height)
+    handles = {}
+    for column, env_id in enumerate(env_ids):
+        limit, curves = at_equal_steps(results, FAMILIES[family], env_id)
+        axes[0][column].set_title(f"{env_id}\n{note(limit, curves)}", fontsize=8)
+        axes[-1][column].set_xlabel("hours, mean over seeds" if over_time else "steps / 1000")
+        for axis, policy in zip(axes[:, column], policies, strict=True):
+            for name, of_name in curves.items():
+                draw_curve(axis, of_name, name, policy, over_time)
+            handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+            axis.grid(alpha=0.3)
+    for axis, policy in zip(axes[:, 0], policies, strict=True):
+        axis.set_ylabel(f"{policy} return")
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.03 + 0.05 / len(policies), 1, 1))
+    return figure
+
+
+def aggregate_figure(results: Results) -> Figure | None:
+    """Points with 95 % intervals: IQM and probability of improvement of each pair."""
+    found = pairs(results)
+    if not found:
+        return None
+    figure, ((left, right),) = panels_of(1, 2, 10, 1.2 + 0.55 * len(found), sharey=True)
+    names = []
+    for row, pair in enumerate(found):
+        style = ALGORITHMS[pair.name]
+        for axis, (value, *ends) in ((left, pair.iqm), (right, pair.improvement)):
+            axis.plot(ends, [row, row], color=style.colour, linewidth=2)
+            axis.plot(value, row, style.marker, color=style.colour)
+        env_ids = ", ".join(f"{stem(env_id)} {thousands(steps)}" for env_id, steps in pair.steps.items())
+        seeds = " or ".join(map(str, pair.seeds))
+        names.append(f"{label(pair.name)} vs {label(pair.base)}, {pair.policy}\n{env_ids}; {seeds} seeds")
+    for axis, equal, title in (
+        (left, 1.0, "IQM of the score / the base's mean score"),
+        (right, 0.5, "probability of improvement over the base"),
+    ):
+        axis.axvline(equal, color="black", linestyle=":", linewidth=1)
+        axis.set_xlabel(title, fontsize=9)
+        axis.grid(axis="x", alpha=0.3)
+    left.set_yticks(range(len(found)), names, fontsize=7)
+    left.set_ylim(len(found) - 0.5, -0.5)
+    figure.tight_layout()
+    return figure
+
+
+def ablation_figure(results: Results) -> Figure | None:
+    """Score and speed against K."""
+    panels = [
+        ("DiffSAC", "deterministic", *ablation(results, "diffsac", "Hopper-v4")),
+        ("DiffPPO", "training", *ablation(results, "diffppo", "Hopper-v4")),
+    ]
+    panels = [panel for panel in panels if panel[-1]]
+    if not panels:
+        return None
+    figure, axes = panels_of(2, len(panels), 4.5 * len(panels), 5)
+    for (top, bottom), (title, policy, limit, curves) in zip(axes.T, panels, strict=True):
+        levels, of_level = list(curves), [scores(of_k, policy) for of_k in curves.values()]
+        for k, values in zip(levels, of_level, strict=True):
+            top.plot([k] * len(values), values, "o", markerfacecolor="none", color="#9a9a9a")
+        top.plot(levels, [values.mean() for values in of_level], "-o", color="#08306b")
+        bottom.plot(levels, [speed(of_k) for of_k in curves.values()], "-s", color="#08306b")
+        counts = " or ".join(map(str, sorted({len(values) for values in of_level})))
+        top.set_title(f"{title}, Hopper-v4\n{thousands(limit)} steps, {counts} seeds (open: single seeds)", fontsize=9)
+        top.set_ylabel(f"{policy} return")
+        bottom.set_ylabel("steps/s")
+        bottom.set_ylim(bottom=0)
+        for axis in (top, bottom):
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(levels, [str(k) for k in levels])
+            axis.grid(alpha=0.3)
+        bottom.set_xlabel("denoising steps K")
+    figure.tight_layout()
+    return figure
+
+
+def reference_figure(results: Results, reference: list[dict]) -> Figure | None:
+    """Published returns (open) beside ours (filled), each with its metric and steps."""
+    panels = []
+    for kind, names in FAMILIES.items():
+        for env_id in environments(results, names):
+            rows = [row for row in reference if row["kind"] == kind and stem(row["env_id"]) == stem(env_id)]
+            if rows:
+                panels.append((env_id, rows, *at_equal_steps(results, names, env_id)))
+    if not panels:
+        return None
+    columns = min(len(panels), 3)
+    lines = -(-len(panels) // columns)
+    figure, axes = panels_of(lines, columns, 5.6 * columns, 3.2 * lines)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        draw_reference(axis, *panel)
+    figure.tight_layout()
+    return figure
+
+
+def draw_reference(axis, env_id: str, published: list[dict], limit: int, curves: dict[str, list[Curve]]) -> None:
+    names = []
+
+    def point(text, mean, deviation, **style):
+        # Some were published without a spread, and a single seed has none.
+        xerr = deviation if np.isfinite(deviation) else None
+        axis.errorbar(mean, len(names), xerr=xerr, capsize=2, **style)
+        names.append(text)
+
+    for row in published:
+        text = f"{row['algorithm']}, {row['metric']}, {thousands(int(row['steps']))}"
+        deviation = float(row["std_over_seeds"] or "nan")
+        point(text, float(row["mean"]), deviation, fmt="s", color="#777777", markerfacecolor="none")
+    for metric in dict.fromkeys(row["metric"] for row in published):
+        for name, of_name in curves.items():
+            values, style = scores(of_name, metric), ALGORITHMS[name]
+            deviation = np.std(values, ddof=1) if len(values) > 1 else np.nan
+            text = f"here: {style.label}, {metric}, {thousands(limit)}"
+            point(text, values.mean(), deviation, fmt=style.marker, color=style.colour)
+    axis.set_yticks(range(len(names)), names, fontsize=7)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_title(f"{env_id}: {note(limit, curves)}", fontsize=8)
+    axis.set_xlabel("return, ± standard deviation over seeds", fontsize=8)
+    axis.grid(axis="x", alpha=0.3)
+
+
+def draw_figures(results: Results, reference: list[dict], folder: Path) -> list[Path]:
+    """Writes every figure that has data; returns their paths."""
+    figures = {
+        "curves_off_policy": curves_figure(results, "off-policy"),
+        "curves_on_policy": curves_figure(results, "on-policy"),
+        "wall_clock_off_policy": curves_figure(results, "off-policy", over_time=True),
+        "wall_clock_on_policy": curves_figure(results, "on-policy", over_time=True),
+        "aggregate": aggregate_figure(results),
+        "ablation_k": ablation_figure(results),
+        "reference": reference_figure(results, reference),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {folder / f"{name}.png": figure for name, figure in figures.items() if figure}
+    for path, figure in figures.items():
+        figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
+    return list(figures)

@@ -1,0 +1,97 @@
+"""Figures and tables from the committed results alone, offline.
+
+    python -m benchmarks.pages             figures into benchmarks/figures, tables into README.md and the other pages
+    python -m benchmarks.pages --tables    tables only (needs no matplotlib)
+    python -m benchmarks.pages --results FOLDER    of your own CSV files, into FOLDER/figures and FOLDER/results.md
+
+A table is whatever stands between `<!-- table NAME -->` and `<!-- end -->` in README.md, benchmarks/README.md or a page
+of docs/; `<!-- figure NAME: CAPTION -->` holds the figure's link in the same way, once the figure exists.
+"""
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+from benchmarks.results import Results, load, read_rows
+from benchmarks.tables import TABLES, TRAINING
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKERS = re.compile(
+    r"(?P<begin><!-- (?:table (?P<table>[a-z-]+)|figure (?P<figure>\w+): (?P<caption>.*?)) -->\n).*?<!-- end -->",
+    re.DOTALL,
+)
+
+
+def pages(root: Path) -> list[Path]:
+    """The pages that may hold tables."""
+    candidates = [root / "README.md", root / "benchmarks" / "README.md", *sorted((root / "docs").glob("*.md"))]
+    return [path for path in candidates if path.exists()]
+
+
+def filled(text: str, place: Path, results: Results, folder: Path, figures: Path) -> str:
+    """A page's text with its tables and links to figures made anew. Raises KeyError for a table that nobody makes.
+
+    Args:
+      place: the folder of the page. folder: the benchmarks folder. figures: the folder of the figures.
+    """
+    link = Path(os.path.relpath(figures, place)).as_posix()
+
+    def replace(match):
+        if name := match["table"]:
+            content = TABLES[name](results, folder) or f"No results for the table '{name}' yet."
+        elif (figures / f"{match['figure']}.png").exists():
+            content = f"![{match['caption']}]({link}/{match['figure']}.png)"
+        else:
+            content = f"No results for the figure '{match['figure']}' yet."
+        return f"{match['begin']}\n{content}\n\n<!-- end -->"
+
+    return MARKERS.sub(replace, text)
+
+
+def own_page(figures: Path) -> str:
+    """The text, to be filled, of a page with every figure and every table of training results."""
+    names = [f"figure {path.stem}: {path.stem}" for path in sorted(figures.glob("*.png"))]
+    names += [f"table {name}" for name in TRAINING]
+    return "# Results\n\n" + "".join(f"<!-- {name} -->\n<!-- end -->\n\n" for name in names)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=ROOT, help="checkout that holds the results and the pages")
+    parser.add_argument("--results", type=Path, help="a folder of your own results, as export.py --results wrote it")
+    parser.add_argument("--tables", action="store_true", help="write the tables only")
+    options = parser.parse_args()
+    folder = options.root / "benchmarks"
+    figures = (options.results or folder) / "figures"
+    results = load(options.results or folder / "results")
+    if options.results and not results:
+        print(f"error: no CSV files of export.py in {options.results}", file=sys.stderr)
+        return 2
+    if not options.tables:
+        try:
+            from benchmarks.figures import draw_figures
+        except ImportError:
+            print("error: figures need matplotlib: pip install '.[plot]'", file=sys.stderr)
+            return 2
+        written = draw_figures(results, read_rows(folder / "reference.csv"), figures)
+        print("\n".join(f"figure: {path}" for path in written) or "no results to draw")
+    if options.results:
+        texts = {options.results / "results.md": own_page(figures)}
+    else:
+        texts = {page: page.read_text() for page in pages(options.root)}
+    for page, text in texts.items():
+        try:
+            new = filled(text, page.parent, results, folder, figures)
+        except KeyError as error:
+            print(f"error: {page} asks for the table {error}; there are {', '.join(TABLES)}", file=sys.stderr)
+            return 2
+        if new != text:
+            page.write_text(new)
+            print(f"tables: {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""The committed results (benchmarks/results/*.csv): reading them, scores, statistics.
+
+The score of a run. `deterministic` and `stochastic`: the mean of its last ten evaluations (the last three where there
+are fewer than twenty). `training`: the mean return of the last 100 training episodes at the last evaluation.
+Algorithms are compared at equal steps: the largest step that all runs of a family on an environment have reached.
+Nothing is extrapolated.
+"""
+
+import csv
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+POLICIES = ("deterministic", "stochastic", "training")
+CONSTANTS = (
+    *("env_id", "exp_name", "script", "arguments", "steps_per_second"),
+    *("commit", "dirty", "jax", "mujoco", "gymnasium", "device", "threads"),
+)
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """How a name of the list (run_all.sh) is shown. Told apart without colour: by line, marker and lightness."""
+
+    label: str
+    colour: str
+    line: str
+    marker: str
+
+
+ALGORITHMS = {
+    "sac_jax": Algorithm("SAC", "#9a9a9a", "--", "s"),
+    "diffsac_jax": Algorithm("DiffSAC", "#08306b", "-", "o"),
+    "diffwpo_jax": Algorithm("DiffWPO", "#d95f0e", "-.", "^"),
+    "ppo_jax": Algorithm("PPO", "#9a9a9a", "--", "s"),
+    "ppo_std0.5": Algorithm("PPO, initial std 0.5", "#d95f0e", ":", "D"),
+    "diffppo_jax": Algorithm("DiffPPO", "#08306b", "-", "o"),
+    "diffppo_no_entropy": Algorithm("DiffPPO, alpha 0", "#1b7837", "-.", "^"),
+}
+# The first of a family is the base that the others are compared with.
+FAMILIES = {
+    "off-policy": ("sac_jax", "diffsac_jax", "diffwpo_jax"),
+    "on-policy": ("ppo_jax", "ppo_std0.5", "diffppo_jax", "diffppo_no_entropy"),
+}
+# Who is compared with whom beyond its family's base: DiffWPO is DiffSAC with another actor loss.
+NEAREST = {"diffwpo_jax": "diffsac_jax"}
+# Which policies a family is shown by: the on-policy literature reports training returns.
+FAMILY_POLICIES = {"off-policy": ("deterministic", "stochastic"), "on-policy": ("training", "deterministic")}
+ENV_ORDER = ("Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid")
+
+
+def label(name: str) -> str:
+    return ALGORITHMS[name].label if name in ALGORITHMS else name
+
+
+# -------------------------------------------------------------------------------------------------------------- curves
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One seed's evaluations: `steps` `[T]`, `returns` by policy `[T]` (NaN where there is none), `wall_time` `[T]` in
+    seconds, and the other columns (of a resumed run every commit and version, with a space between)."""
+
+    seed: int
+    steps: np.ndarray
+    returns: dict[str, np.ndarray]
+    wall_time: np.ndarray
+    columns: dict[str, str]
+
+    def until(self, limit: int) -> "Curve":
+        keep = self.steps <= limit
+        returns = {policy: values[keep] for policy, values in self.returns.items()}
+        return Curve(self.seed, self.steps[keep], returns, self.wall_time[keep], self.columns)
+
+    def score(self, policy: str) -> float:
+        """See the module's docstring."""
+        values = self.returns[policy]
+        if policy == "training":
+            return float(values[-1])
+        return float(values[-(10 if len(values) >= 20 else 3) :].mean())
+
+    def maximum(self, policy: str) -> float:
+        return float(np.nanmax(self.returns[policy]))
+
+
+Results = dict[str, dict[str, list[Curve]]]  # by exp_name and env_id, seeds in order
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a CSV file, none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def load(folder: Path) -> Results:
+    """All results of a folder: its files that export.py wrote."""
+    results: Results = {}
+    for path in sorted(folder.glob("*.csv")):
+        rows = read_rows(path)
+        if not rows or not {"seed", "global_step", *CONSTANTS} <= rows[0].keys():
+            continue
+        rows.sort(key=lambda row: (int(row["seed"]), int(row["global_step"])))
+        for seed, of_seed in groupby(rows, key=lambda row: int(row["seed"])):
+            curve = curve_of(seed, list(of_seed))
+            results.setdefault(curve.columns["exp_name"], {}).setdefault(curve.columns["env_id"], []).append(curve)
+    return results
+
+
+def curve_of(seed: int, rows: list[dict]) -> Curve:
+    steps = np.array([int(row["global_step"]) for row in rows])
+    returns = {policy: np.array([float(row[f"{policy}_return"] or "nan") for row in rows]) for policy in POLICIES}
+    wall_time = np.array([float(row["wall_time"]) for row in rows])
+    columns = {name: " ".join(dict.fromkeys(row[name] for row in rows)) for name in CONSTANTS}
+    return Curve(seed, steps, returns, wall_time, columns)
+
+
+def at_equal_steps(results: Results, names: tuple[str, ...], env_id: str) -> tuple[int, dict[str, list[Curve]]]:
+    """The curves of those of `names` that ran on the environment, cut where the shortest of them ends."""
+    present = {name: results[name][env_id] for name in names if env_id in results.get(name, {})}
+    limit = min((int(curve.steps[-1]) for curves in present.values() for curve in curves), default=0)
+    return limit, {name: [curve.until(limit) for curve in curves] for name, curves in present.items()}
+
+
+def ablation(results: Results, prefix: str, env_id: str) -> tuple[int, dict[int, list[Curve]]]:
+    """The curves by K of the runs `{prefix}_k{K}`, cut at equal steps. Without `{prefix}_k8` the default runs serve."""
+    default = f"{prefix}_jax"
+    names = {
+        int(match.group(1)): name
+        for name in results
+        if (match := re.fullmatch(rf"{prefix}_k(\d+)", name)) and env_id in results[name]
+    }
+    if names and 8 not in names and env_id in results.get(default, {}):
+        names[8] = default
+    limit, curves = at_equal_steps(results, tuple(names.values()), env_id)
+    return limit, {k: curves[names[k]] for k in sorted(names)}
+
+
+def stem(env_id: str) -> str:
+    """The environment without its version."""
+    return env_id.split("-v")[0]
+
+
+def environments(results: Results, names: tuple[str, ...]) -> list[str]:
+    """The environments on which any of `names` ran: MuJoCo's in their usual order, then the others."""
+    found = {env_id for name in names for env_id in results.get(name, {})}
+    place = {name: i for i, name in enumerate(ENV_ORDER)}
+    return sorted(found, key=lambda env_id: (place.get(stem(env_id), len(place)), env_id))
+
+
+def scores(curves: list[Curve], metric: str) -> np.ndarray:
+    """One score per seed, `[S]`. metric: a policy, or `maximum`: the largest deterministic evaluation."""
+    if metric == "maximum":
+        return np.array([curve.maximum("deterministic") for curve in curves])
+    return np.array([curve.score(metric) for curve in curves])
+
+
+def speed(curves: list[Curve]) -> float:
+    """Steps/s while learning, median over seeds."""
+    return float(np.median([float(curve.columns["steps_per_second"] or "nan") for curve in curves]))
+
+
+# ---------------------------------------------------------------------------------------------------------- statistics
+
+# A sample is a list with an array of scores per environment, `[..., S]`; statistics keep the leading axes.
+Sample = list[np.ndarray]
+Estimate = tuple[float, float, float]  # value, and the ends of its 95 % interval
+
+
+def iqm(sample: Sample) -> np.ndarray:
+    """Interquartile mean of all scores: a quarter, rounded down, is cut at each end."""
+    return stats.trim_mean(np.concatenate(sample, axis=-1), 0.25, axis=-1)
+
+
+def normalised_iqm(sample: Sample, base: Sample) -> np.ndarray:
+    """IQM of scores that are divided by the base's mean score on their environment."""
+    return iqm([x / y.mean(axis=-1, keepdims=True) for x, y in zip(sample, base, strict=True)])
+
+
+def probability_of_improvement(sample: Sample, base: Sample) -> np.ndarray:
+    """Mean over environments of P(X > Y) + P(X = Y) / 2 for a random seed of each (Agarwal et al., 2108.13264)."""
+    means = []
+    for x, y in zip(sample, base, strict=True):
+        u = stats.mannwhitneyu(x, y, axis=-1, method="asymptotic").statistic  # the method of the p-value, unused
+        means.append(u / (x.shape[-1] * y.shape[-1]))
+    return np.mean(means, axis=0)
+
+
+def interval(statistic: Callable[..., np.ndarray], *samples: Sample) -> tuple[float, float]:
+    """95 % percentile interval of statistic(*samples): seeds are resampled within each environment and sample.
+
+    Not by scipy.stats.bootstrap, which refuses a sample of one seed.
+    """
+    rng = np.random.default_rng(0)
+    drawn = [[rng.choice(values, (RESAMPLES, len(values))) for values in sample] for sample in samples]
+    low, high = np.percentile(statistic(*drawn), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def band(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % percentile band of the mean over seeds of curves `[S, T]`, S > 1: lower and upper, each `[T]`."""
+    found = stats.bootstrap((returns,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0)
+    return found.confidence_interval
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An algorithm against its base over the environments of `steps`, cut there."""
+
+    name: str
+    base: str
+    policy: str
+    steps: dict[str, int]
+    seeds: list[int]  # how many, each number once
+    iqm: Estimate
+    base_iqm: float
+    improvement: Estimate
+
+
+def pairs(results: Results) -> list[Pair]:
+    """Each algorithm of a family against its base (and NEAREST) by policy, where both ran, at equal steps.
+
+    Intervals resample the seeds of both. Environments whose base has no positive score in some seed are left out: a
+    ratio of negative returns says nothing.
+    """
+    found = []
+    for policy in POLICIES:
+        for family, names in FAMILIES.items():
+            if policy in FAMILY_POLICIES[family]:
+                compared = [(name, names[0]) for name in names[1:]] + [(n, NEAREST[n]) for n in names if n in NEAREST]
+                found += [compare(results, name, base, policy) for name, base in compared]
+    return [pair for pair in found if pair]
+
+
+def compare(results: Results, name: str, base: str, policy: str) -> Pair | None:
+    ours, theirs, steps = [], [], {}
+    for env_id in environments(results, (name,)):
+        limit, curves = at_equal_steps(results, (base, name), env_id)
+        of_base = scores(curves.get(base, []), policy)
+        if len(of_base) and of_base.min() > 0:  # false also where there is no training return yet: NaN
+            ours.append(scores(curves[name], policy))
+            theirs.append(of_base)
+            steps[env_id] = limit
+    if not steps:
+        return None
+    iqm_of, improvement_of = (
+        (float(statistic(ours, theirs)), *interval(statistic, ours, theirs))
+        for statistic in (normalised_iqm, probability_of_improvement)
+    )
+    seeds = sorted({len(values) for values in ours + theirs})
+    base_iqm = float(normalised_iqm(theirs, theirs))
+    return Pair(name, base, policy, steps, seeds, iqm_of, base_iqm, improvement_of)

@@ -1,0 +1,361 @@
+"""The Markdown tables of the pages."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.results import (
+    ALGORITHMS,
+    FAMILIES,
+    FAMILY_POLICIES,
+    Curve,
+    Results,
+    ablation,
+    at_equal_steps,
+    environments,
+    label,
+    pairs,
+    read_rows,
+    scores,
+    speed,
+    stem,
+)
+
+# --------------------------------------------------------------------------------------------------------------- cells
+
+
+def markdown(header: list[str], rows: list[list[str]], above: str = "", below: str = "") -> str:
+    """A table with a line above or below it. Nothing without rows."""
+    if not rows:
+        return ""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    lines.insert(1, "|" + "---|" * len(header))
+    return "\n\n".join(part for part in (above, "\n".join(lines), below) if part)
+
+
+def number(value: float) -> str:
+    if not np.isfinite(value):
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}"
+
+
+def spread(values: np.ndarray) -> str:
+    """Mean and sample standard deviation over seeds."""
+    mean = number(np.mean(values))
+    return mean if len(values) < 2 else f"{mean} ± {number(np.std(values, ddof=1))}"
+
+
+def score(curves: list[Curve], *metrics: str) -> str:
+    """The spread of the seeds' scores in each metric, with a slash between."""
+    return " / ".join(spread(scores(curves, metric)) for metric in metrics) if curves else "-"
+
+
+def thousands(steps: int) -> str:
+    return f"{steps // 1_000_000}M" if steps % 1_000_000 == 0 else f"{steps / 1000:g}k"
+
+
+def seeds_of(curves: list[Curve]) -> str:
+    return " ".join(str(curve.seed) for curve in curves)
+
+
+def common_seeds(curves: dict[str, list[Curve]]) -> str:
+    """'1 2 3', or each algorithm's where they differ."""
+    each = {label(name): seeds_of(of_name) for name, of_name in curves.items()}
+    same = set(each.values())
+    return same.pop() if len(same) == 1 else "; ".join(f"{name} {seeds}" for name, seeds in each.items())
+
+
+def settings_of(arguments: str) -> str:
+    """A run's arguments without its length and its evaluations, which have columns of their own or none."""
+    flags = re.sub(r"--(total-timesteps|eval-frequency) [0-9]+ ?", "", arguments).strip()
+    return f"`{flags}`" if flags else "defaults"
+
+
+def estimate(value: float, low: float, high: float) -> str:
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
+# -------------------------------------------------------------------------------------------------------------- scores
+
+# What the main table of a family shows, and which means it divides.
+MAIN_POLICIES = {"off-policy": ("deterministic", "stochastic"), "on-policy": ("training",)}
+RATIOS = {
+    "off-policy": (("diffsac_jax", "sac_jax"), ("diffwpo_jax", "diffsac_jax")),
+    "on-policy": (("diffppo_jax", "ppo_jax"),),
+}
+MEANING = {
+    "off-policy": "Deterministic / stochastic policy: mean of the last ten evaluations of a run (last three where it"
+    " has fewer than twenty), mean ± standard deviation over seeds",
+    "on-policy": "Training return: mean of the last 100 training episodes of a run, mean ± standard deviation over"
+    " seeds",
+}
+
+
+def family_table(results: Results, family: str) -> str:
+    """The scores of a family's algorithms by environment, at equal steps, and the ratios of their means."""
+    names, policies = FAMILIES[family], MAIN_POLICIES[family]
+    rows, ratios = [], {pair: [] for pair in RATIOS[family]}
+    for env_id in environments(results, names):
+        limit, curves = at_equal_steps(results, names, env_id)
+        row = [env_id, thousands(limit), common_seeds(curves)]
+        row += [score(curves.get(name, []), *policies) for name in names]
+        means = {name: np.array([scores(curves[name], policy).mean() for policy in policies]) for name in curves}
+        for name, base in ratios:
+            # A ratio of negative returns says nothing.
+            if name in means and base in means and (means[base] > 0).all():
+                ratios[name, base].append(means[name] / means[base])
+                row.append(ratio_text(means[name] / means[base]))
+            else:
+                row.append("-")
+        rows.append(row)
+    if any(len(found) > 1 for found in ratios.values()):
+        row = ["mean of the ratios", "", "", *("" for _ in names)]
+        for found in ratios.values():
+            several = len(found) > 1
+            row.append(f"{ratio_text(np.mean(found, axis=0))} ({len(found)} environments)" if several else "")
+        rows.append(row)
+    titles = [f"{label(name)} / {label(base)}" for name, base in ratios]
+    header = ["Environment", "steps", "seeds", *map(label, names), *titles]
+    return markdown(header, rows, below=f"{MEANING[family]}; ratios of these means.")
+
+
+def ratio_text(ratios: np.ndarray) -> str:
+    return " / ".join(f"{x:.2f}" for x in ratios)
+
+
+def seeds_table(results: Results, family: str) -> str:
+    """Every seed's score by the family's policies and the stochastic one, and beside it the largest evaluation."""
+    rows = []
+    for env_id in environments(results, FAMILIES[family]):
+        limit, curves = at_equal_steps(results, FAMILIES[family], env_id)
+        for name, of_name in curves.items():
+            for policy in dict.fromkeys((*FAMILY_POLICIES[family], "stochastic")):
+                each = ", ".join(f"{curve.seed}: {number(curve.score(policy))}" for curve in of_name)
+                largest = spread(np.array([curve.maximum(policy) for curve in of_name]))
+                rows.append([env_id, label(name), thousands(limit), policy, each, score(of_name, policy), largest])
+    return markdown(["Environment", "Algorithm", "steps", "policy", "score by seed", "score", "maximum"], rows)
+
+
+def ablation_table(results: Results, prefix: str, *policies: str) -> str:
+    """The scores and the speed by the number of denoising steps."""
+    limit, curves = ablation(results, prefix, "Hopper-v4")
+    rows = []
+    for k, of_k in curves.items():
+        means = [score(of_k, policy) for policy in policies]
+        rows.append([str(k), seeds_of(of_k), *means, number(speed(of_k)), of_k[0].columns["exp_name"]])
+    return markdown(["K", "seeds", *policies, "steps/s", "name"], rows, above=f"Hopper-v4, {thousands(limit)} steps.")
+
+
+def settings_rows(results: Results, names: tuple[str, ...], columns: list[dict[str, str]]) -> list[list[str]]:
+    """A row for each of `names` that a column has a cell of: algorithm, arguments, cells. A column: cells by name."""
+    rows = []
+    for name in names:
+        cells = [column.get(name, "-") for column in columns]
+        if set(cells) - {"-"}:
+            run = next(iter(results[name].values()))[0].columns
+            rows.append([label(run["script"]), settings_of(run["arguments"]), *cells])
+    return rows
+
+
+def search_table(results: Results) -> str:
+    """The settings that were tried for the on-policy pair: training (deterministic) score of every single run."""
+    pattern = r"(diffppo_alpha|ppo_ent|ppo_std)[0-9.]+(_480k)?"
+    names = tuple(name for name in results if re.fullmatch(pattern, name) and name not in ALGORITHMS)
+    steps, columns = {}, {}
+    for name in names:
+        curves = [curve for of_env in results[name].values() for curve in of_env]
+        steps[name] = thousands(max(int(curve.steps[-1]) for curve in curves))
+        for curve in curves:
+            cell = f"{score([curve], 'training')} ({score([curve], 'deterministic')})"
+            columns.setdefault((curve.columns["env_id"], curve.seed), {})[name] = cell
+    runs = sorted(columns)
+    header = ["Algorithm", "arguments", "steps", *(f"{env_id}, seed {seed}" for env_id, seed in runs)]
+    return markdown(header, settings_rows(results, names, [steps, *(columns[run] for run in runs)]))
+
+
+def bound_table(results: Results) -> str:
+    """DiffWPO with other trust regions (`diffwpo_bound{--kl-bound}`) beside its default and DiffSAC, at equal steps."""
+    tried = tuple(sorted(name for name in results if re.fullmatch(r"diffwpo_bound[0-9.]+", name)))
+    names = ("diffsac_jax", "diffwpo_jax", *tried)
+    header, columns = ["Algorithm", "arguments"], []
+    for env_id in environments(results, tried):
+        limit, curves = at_equal_steps(results, names, env_id)
+        header.append(f"{env_id}, {thousands(limit)}")
+        cells = {}
+        for name, of_name in curves.items():
+            seeds = f"seed{'s' if len(of_name) > 1 else ''} {seeds_of(of_name)}"
+            cells[name] = f"{score(of_name, *MAIN_POLICIES['off-policy'])} ({seeds})"
+        columns.append(cells)
+    return markdown(header, settings_rows(results, names, columns), below=f"{MEANING['off-policy']}.")
+
+
+def aggregate_table(results: Results) -> str:
+    header = ["Pair", "policy", "environments", "seeds", "IQM", "IQM of the base", "probability of improvement"]
+    rows = []
+    for pair in pairs(results):
+        title = f"{label(pair.name)} against {label(pair.base)}"
+        env_ids = ", ".join(f"{env_id} {thousands(steps)}" for env_id, steps in pair.steps.items())
+        seeds = " or ".join(map(str, pair.seeds))
+        statistics = [estimate(*pair.iqm), f"{pair.base_iqm:.2f}", estimate(*pair.improvement)]
+        rows.append([title, pair.policy, env_ids, seeds, *statistics])
+    below = (
+        "Scores divided by the base's mean on the environment, at equal steps. IQM: interquartile mean over seeds"
+        " and environments. In brackets 95 % stratified bootstrap intervals, the seeds of both resampled; where all"
+        " seeds of one lie above all of the other, no draw changes the order, and the probability has no width."
+    )
+    return markdown(header, rows, below=below)
+
+
+METRICS = {
+    "training": "training return",
+    "deterministic": "evaluation return of the deterministic policy",
+    "maximum": "largest evaluation",
+}
+
+
+def reference_table(results: Results, reference: list[dict]) -> str:
+    """Published returns beside ours in the same metric."""
+    rows = []
+    for row in reference:
+        names = FAMILIES[row["kind"]]
+        for env_id in environments(results, names):
+            if stem(env_id) != stem(row["env_id"]):
+                continue
+            limit, curves = at_equal_steps(results, names, env_id)
+            ours = "; ".join(f"{label(name)} {score(of_name, row['metric'])}" for name, of_name in curves.items())
+            value = row["mean"] + (f" ± {row['std_over_seeds']}" if row["std_over_seeds"] else "")
+            seeds = f", {row['seeds']} seeds" if row["seeds"] else ""
+            published = f"{value} ({thousands(int(row['steps']))} steps{seeds})"
+            here = f"{ours} ({env_id}, {thousands(limit)} steps)"
+            rows.append([METRICS[row["metric"]], f"{row['algorithm']}, {row['env_id']}", published, here])
+    return markdown(["metric", "published", "value", "here"], rows)
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+
+
+def cost_table(results: Results) -> str:
+    """What the committed runs took as they ran, medians over seeds."""
+    rows = []
+    for name in ALGORITHMS:
+        for env_id in environments(results, (name,)):
+            limit, curves = at_equal_steps(results, (name,), env_id)
+            hours = float(np.median([curve.wall_time[-1] for curve in curves[name]])) / 3600
+            pace = [f"{hours:.{2 if hours >= 0.1 else 3}f}", f"{2 / hours:.1f}", number(speed(curves[name]))]
+            places = {f"{x.columns['device']}, {x.columns['threads']} threads" for x in curves[name]}
+            device = "; ".join(sorted(places)).replace("1 threads", "1 thread")
+            rows.append([label(name), env_id, thousands(limit), *pace, device])
+    header = ["Algorithm", "Environment", "steps", "hours", "such runs/hour, two at a time"]
+    return markdown([*header, "steps/s while learning", "device"], rows)
+
+
+def runs_table(results: Results) -> str:
+    """Where the committed numbers come from."""
+    rows = []
+    for name, by_env in results.items():
+        for env_id, curves in by_env.items():
+            columns = [curve.columns for curve in curves]
+            each = {key: " ".join(sorted({row[key] for row in columns})) for key in columns[0]}
+            steps = max(int(curve.steps[-1]) for curve in curves)
+            arguments = f"`{each['arguments']}`" if each["arguments"] else ""
+            star = {curve.seed: "" if curve.columns["dirty"] == "false" else "*" for curve in curves}
+            commits = {x[:7] + star[curve.seed] for curve in curves for x in curve.columns["commit"].split()}
+            commit = " ".join(sorted(commits))
+            versions = ", ".join(f"{package} {each[package]}" for package in ("jax", "mujoco", "gymnasium"))
+            rows.append([name, env_id, seeds_of(curves), thousands(steps), arguments, commit, versions])
+    header = ["name", "environment", "seeds", "steps", "arguments besides the defaults", "commit", "versions"]
+    return markdown(header, rows)
+
+
+# ------------------------------------------------------------------------------------------------- other measurements
+
+# The few that the README shows.
+MAIN_QUANTITIES = (
+    "SAC update",
+    "DiffSAC, K = 8 update / SAC update",
+    "DiffSAC --backprop-through-chain, K = 8 update / SAC update",
+    "DiffWPO, K = 8 update / DiffSAC update",
+    "sac_jax.py / SBX 0.28.0 SAC, steps/s",
+    "diffppo_jax.py / ppo_jax.py, K = 8, steps/s",
+    "ppo_jax.py / CleanRL PPO, one environment",
+)
+
+
+def speed_table(path: Path, main: bool = False) -> str:
+    """The rows that `speed.py --save` measured, or the main ones of them."""
+    rows = [row for row in read_rows(path) if not main or row["quantity"] in MAIN_QUANTITIES]
+    cells = [[row["quantity"], row["value"], row["how"], row["device"], row["commit"][:7]] for row in rows]
+    return markdown(["Quantity", "Value", "Measured", "device", "commit"], cells)
+
+
+BANDIT_ALGORITHMS = {
+    "sac": "SAC",
+    "diffsac": "DiffSAC",
+    "diffsac_chain": "DiffSAC `--backprop-through-chain`",
+    "diffwpo": "DiffWPO",
+}
+BANDIT_COLUMNS = ("elbo_gap", "log_z_error", "ess", "worst_region", "grid_kl")
+
+
+def bandit_table(path: Path) -> str:
+    """What bandit.py measured, the best of each bandit's column in bold; commit and versions below."""
+    rows, cells = read_rows(path), []
+    for row in rows:
+        peers = [other for other in rows if other["bandit"] == row["bandit"]]
+        values = []
+        for column in BANDIT_COLUMNS:
+            best = (max if column == "worst_region" else min)(float(peer[column]) for peer in peers)
+            value = f"{float(row[column]):.3f}"
+            # A policy within one mode has a large effective sample size: no merit by itself.
+            values.append(f"**{value}**" if value == f"{best:.3f}" and column != "ess" else value)
+        cells.append([row["bandit"], BANDIT_ALGORITHMS[row["algorithm"]], row["K"] or "-", *values])
+    header = ["bandit", "algorithm", "K", "ELBO gap", "log Z error", "ESS", "worst region", "KL on the grid"]
+    short = [{**row, "commit": row["commit"][:7] + row["commit"][40:]} for row in rows]  # [40:]: " with changes"
+    columns = ("updates", "seed", "commit", "device", "versions")
+    each = {column: ", ".join(sorted({row[column] for row in short})) for column in columns}
+    below = "{updates} updates, seed {seed}; commit {commit}; {device}; {versions}.".format(**each)
+    return markdown(header, cells, below=below)
+
+
+def turning_table(path: Path) -> str:
+    """Per run and seed the extremes over the headings of what turning.py measured."""
+    by_seed: dict[tuple, list[dict]] = {}
+    for row in read_rows(path):
+        place = list(ALGORITHMS).index(row["script"])
+        by_seed.setdefault((place, row["exp_name"], row["arguments"], int(row["seed"])), []).append(row)
+    cells = []
+    for (*_, arguments, seed), rows in sorted(by_seed.items()):
+        left, middle, right = (np.array([float(row[side]) for row in rows]) for side in ("left", "middle", "right"))
+        with np.errstate(invalid="ignore"):  # without any side, no share of it
+            one_sided = np.sum(np.maximum(left, right) / (left + right) >= 0.95)
+        run = [label(rows[0]["script"]), settings_of(arguments), thousands(int(rows[0]["global_step"])), str(seed)]
+        shares = [f"{np.nanmin([left, right]):.2f}", f"{np.nanmax(middle):.2f}", f"{one_sided} of {len(rows)}"]
+        commits = " ".join(sorted({row["commit"][:7] for row in rows}))
+        cells.append([*run, f"{float(rows[0]['return']):.1f}", *shares, commits])
+    header = ["Algorithm", "arguments", "steps", "seed", "return", "smallest side", "largest middle"]
+    return markdown([*header, "one-sided headings", "commit"], cells)
+
+
+# By their names on the pages: functions of the results and of the benchmarks folder. Of training runs:
+TRAINING = {
+    "off-policy": lambda results, folder: family_table(results, "off-policy"),
+    "on-policy": lambda results, folder: family_table(results, "on-policy"),
+    "off-policy-seeds": lambda results, folder: seeds_table(results, "off-policy"),
+    "on-policy-seeds": lambda results, folder: seeds_table(results, "on-policy"),
+    "aggregate": lambda results, folder: aggregate_table(results),
+    "diffsac-k": lambda results, folder: ablation_table(results, "diffsac", "deterministic", "stochastic"),
+    "diffppo-k": lambda results, folder: ablation_table(results, "diffppo", "training", "stochastic"),
+    "diffwpo-bound": lambda results, folder: bound_table(results),
+    "search": lambda results, folder: search_table(results),
+    "reference": lambda results, folder: reference_table(results, read_rows(folder / "reference.csv")),
+    "cost": lambda results, folder: cost_table(results),
+    "runs": lambda results, folder: runs_table(results),
+}
+# And of other measurements:
+TABLES = TRAINING | {
+    "speed": lambda results, folder: speed_table(folder / "speed.csv"),
+    "speed-main": lambda results, folder: speed_table(folder / "speed.csv", main=True),
+    "bandit": lambda results, folder: bandit_table(folder / "bandit.csv"),
+    "turning": lambda results, folder: turning_table(folder / "turning.csv"),
+}

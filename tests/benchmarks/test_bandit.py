@@ -1,0 +1,86 @@
+"""The bandits with known densities: what their measures say, and that every algorithm can be trained on them."""
+
+import csv
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import bandit
+from benchmarks.tables import BANDIT_ALGORITHMS, BANDIT_COLUMNS
+
+
+def bandit_named(name):
+    return next(b for b in bandit.BANDITS if b.name == name)
+
+
+def exact_samples(n=50_000):
+    rng = np.random.default_rng(0)
+    means = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.5], [0.0, -2.5]])
+    return means[rng.integers(4, size=n)] + 0.4 * rng.standard_normal((n, 2))
+
+
+def test_normalisers():
+    """Mixtures are normalised over x = 4u: over u the integral is 4^-A. The Gaussian ridge: 2 pi 0.2 / 4^2."""
+    assert bandit.log_normaliser(bandit_named("two")) == pytest.approx(-np.log(4), abs=1e-3)
+    assert bandit.log_normaliser(bandit_named("four")) == pytest.approx(-np.log(16), abs=1e-3)
+    assert bandit.log_normaliser(bandit_named("ridge")) == pytest.approx(np.log(2 * np.pi * 0.2 / 16), abs=1e-3)
+
+
+def test_measures_of_exact_and_of_collapsed_samples():
+    four, x = bandit_named("four"), exact_samples()
+    exact = bandit.measure(four, x, np.zeros(len(x)))
+    assert exact["elbo_gap"] == exact["log_z_error"] == 0.0
+    assert exact["ess"] == pytest.approx(1.0)
+    assert exact["worst_region"] > 0.95
+    assert exact["grid_kl"] < 0.03
+    one_mode = x[x[:, 0] > 1.2]
+    collapsed = bandit.measure(four, one_mode, np.full(len(one_mode), -np.log(4)))
+    assert collapsed["worst_region"] == 0.0
+    assert collapsed["grid_kl"] == pytest.approx(np.log(4), abs=0.1)
+    assert collapsed["elbo_gap"] == pytest.approx(np.log(4))
+    assert bandit.measure(four, x, np.log(1.0 + np.arange(len(x)) % 2))["ess"] == pytest.approx(0.9)
+
+
+def test_exact_critic():
+    bandits = tuple(b for b in bandit.BANDITS if b.size == 2)
+    q = bandit.exact_q(bandits)
+    obs, action = jnp.array([[0.0], [2.0]]), jnp.array([[0.5, 0.0], [0.1, 0.1]])
+    values = q(obs, action)
+    np.testing.assert_allclose(values[0], np.log(0.25 / (2 * np.pi * 0.16)) + np.log(16), rtol=1e-3)
+    np.testing.assert_allclose(values[1], -0.5 * 0.32 - np.log(2 * np.pi * 0.2 / 16), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", bandit.ALGORITHMS)
+def test_every_algorithm_learns_from_the_exact_critic(name):
+    """One program trains an agent per bandit; it is traced here, not compiled."""
+    assert name in BANDIT_ALGORITHMS
+    args = bandit.make_args(name, 2, 8)
+    agent = jax.eval_shape(bandit.learner(name, args, bandit.BANDITS[:1], 3), 0, jax.random.key(0))
+    critics = agent.critic.apply_fn(None, jnp.zeros((5, 1)), jnp.full((5, 1), 0.5))
+    assert critics.shape == (2, 5) and len(set(np.ravel(critics))) == 1
+    assert float(critics[0, 0]) == pytest.approx(np.log(0.7 / np.sqrt(2 * np.pi * 0.16)) + np.log(4), rel=1e-3)
+
+
+def end_to_end(tmp_path, algorithms):
+    files = {"results": tmp_path / "bandit.csv", "figure": tmp_path / "bandit.png"}
+    bandit.main(bandit.Settings(algorithms=algorithms, steps=(1,), updates=5, samples=500, hidden_dim=8, **files))
+    with files["results"].open() as file:
+        rows = list(csv.DictReader(file))
+    names = [b.name for b in bandit.BANDITS]
+    assert [(row["bandit"], row["algorithm"]) for row in rows] == [(name, a) for name in names for a in algorithms]
+    assert all(row["K"] == ("" if row["algorithm"] == "sac" else "1") for row in rows)
+    assert all(np.isfinite(float(row[column])) for row in rows for column in BANDIT_COLUMNS)
+    assert files["figure"].stat().st_size > 5000
+
+
+def test_end_to_end(tmp_path, monkeypatch, capsys, quick_compilation):
+    monkeypatch.setattr(bandit, "BANDITS", bandit.BANDITS[:1])
+    end_to_end(tmp_path, ("sac",))
+    assert capsys.readouterr().out.count("| two |") == 1
+
+
+@pytest.mark.slow
+def test_all_algorithms_and_bandits_end_to_end(tmp_path, quick_compilation):
+    end_to_end(tmp_path, tuple(bandit.ALGORITHMS))

@@ -1,0 +1,87 @@
+"""The command: pages from made-up results, and the committed pages."""
+
+import pytest
+
+from benchmarks import figures
+from benchmarks.pages import ROOT, filled, main, pages
+from benchmarks.results import load
+from benchmarks.tables import TABLES
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Calls the command with its figures replaced by one empty file: how they look is for test_figures.py."""
+
+    def draw_figures(results, reference, folder):
+        folder.mkdir(exist_ok=True)
+        (folder / "aggregate.png").touch()
+        return [folder / "aggregate.png"]
+
+    def call(*words):
+        monkeypatch.setattr("sys.argv", ["pages", *map(str, words)])
+        capsys.readouterr()
+        return main(), capsys.readouterr()
+
+    monkeypatch.setattr(figures, "draw_figures", draw_figures)
+    return call
+
+
+def with_every_table(root):
+    lines = "".join(f"<!-- table {name} -->\n<!-- end -->\n" for name in TABLES)
+    (root / "README.md").write_text(f"Top\n{lines}End\n")
+    return root / "README.md"
+
+
+def test_pages(checkout, call):
+    path, folder = with_every_table(checkout), checkout / "benchmarks"
+    (folder / "README.md").write_text("<!-- figure aggregate: A caption -->\n<!-- end -->\n")
+    assert call("--root", checkout)[0] == 0
+    page = path.read_text()
+    assert page.startswith("Top\n") and page.endswith("End\n")
+    assert "No results" not in page and page.count("|---|") >= len(TABLES)
+    linked = (folder / "README.md").read_text()
+    assert linked == "<!-- figure aggregate: A caption -->\n\n![A caption](figures/aggregate.png)\n\n<!-- end -->\n"
+    # Results elsewhere get a page and figures of their own, and leave those of the checkout alone.
+    assert call("--results", folder / "results")[0] == 0
+    own = (folder / "results" / "results.md").read_text()
+    assert "![aggregate](figures/aggregate.png)" in own and "| Hopper-v4 | 120k | 1 2 3 |" in own
+    assert "bandit" not in own and (folder / "results" / "figures" / "aggregate.png").exists()
+    for other in (checkout / "none", folder):  # which has other CSV files
+        status, printed = call("--results", other)
+        assert status == 2 and "no CSV files of export.py" in printed.err
+    assert path.read_text() == page
+    # A second call changes nothing.
+    status, printed = call("--tables", "--root", checkout)
+    assert status == 0 and printed.out == ""
+
+
+@pytest.mark.parametrize("present", ["", "sac_jax__Hopper-v4", "diffsac_jax__Walker2d-v4", "diffppo_jax__Hopper-v4"])
+def test_any_subset_of_results(checkout, tmp_path, call, present):
+    """Tables without data say so, one algorithm alone is enough for the others."""
+    folder = tmp_path / "benchmarks"
+    (folder / "results").mkdir(parents=True)
+    if present:
+        source = checkout / "benchmarks" / "results" / f"{present}.csv"
+        (folder / "results" / source.name).write_bytes(source.read_bytes())
+    (folder / "reference.csv").write_bytes((checkout / "benchmarks" / "reference.csv").read_bytes())
+    page = with_every_table(tmp_path)
+    assert call("--tables", "--root", tmp_path)[0] == 0
+    assert page.read_text().count("No results for the table") >= (4 if present else len(TABLES))
+
+
+def test_unknown_table_is_refused(tmp_path, call):
+    (tmp_path / "README.md").write_text("<!-- table no-such -->\n<!-- end -->\n")
+    status, printed = call("--tables", "--root", tmp_path)
+    assert status == 2 and "no-such" in printed.err
+
+
+def test_committed_tables_match_the_results():
+    """What `python -m benchmarks.pages --tables` would write is what the pages say."""
+    folder = ROOT / "benchmarks"
+    results = load(folder / "results")
+    found = pages(ROOT)
+    assert found and "README.md" in {page.name for page in found}
+    for page in found:
+        text = page.read_text()
+        new = filled(text, page.parent, results, folder, folder / "figures")
+        assert new == text, f"{page}: run python -m benchmarks.pages --tables"

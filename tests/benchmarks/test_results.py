@@ -1,0 +1,86 @@
+"""Scores, statistics and comparisons, by hand."""
+
+import numpy as np
+import pytest
+
+from benchmarks import results
+from benchmarks.pages import ROOT
+from benchmarks.tables import METRICS
+
+
+def test_iqm_by_hand():
+    # 8 values: two are cut at each end.
+    two = [np.array([0.0, 10.0, 20.0, 30.0]), np.array([40.0, 50.0, 60.0, 1000.0])]
+    assert results.iqm(two) == (20 + 30 + 40 + 50) / 4
+    # 9 values: two are cut at each end (a quarter rounded down), five remain.
+    assert results.iqm([np.arange(9.0)]) == 4.0
+    # 3 values: nothing is cut.
+    assert results.iqm([np.array([1.0, 2.0, 6.0])]) == 3.0
+
+
+def test_probability_of_improvement_by_hand():
+    x, y = np.array([1.0, 2.0, 3.0]), np.array([2.0, 0.0])
+    # 1 > 0; 2 > 0 and 2 = 2; 3 > both: (1 + 1.5 + 2) / 6.
+    assert results.probability_of_improvement([x], [y]) == pytest.approx(4.5 / 6)
+    # Environments weigh the same.
+    two = results.probability_of_improvement([x, np.array([5.0])], [y, np.array([9.0])])
+    assert two == pytest.approx(4.5 / 12)
+    # Resampled scores: one probability each.
+    rows = results.probability_of_improvement([np.stack([x, x[[0, 0, 0]]])], [np.stack([y, y])])
+    assert rows == pytest.approx([4.5 / 6, 3 / 6])
+
+
+def test_band_by_hand():
+    # Two seeds, 0 and 1: the resampled mean is 0, 1/2 or 1 with probabilities 1/4, 1/2, 1/4, so the 2.5 % and 97.5 %
+    # points are 0 and 1. A curve on which the seeds agree has a band of no width.
+    low, high = results.band(np.array([[0.0, 3.0], [1.0, 3.0]]))
+    assert low.tolist() == [0.0, 3.0] and high.tolist() == [1.0, 3.0]
+
+
+def test_interval_is_stratified():
+    # The environments' IQM: with one seed each nothing can vary, whatever lies between environments.
+    fixed = [np.array([1.0]), np.array([100.0])]
+    assert results.interval(results.iqm, fixed) == (50.5, 50.5)
+    # The mean of n normal scores: the interval's half-width is 1.96 std / sqrt(n), within the noise of 2000 draws.
+    scores = np.random.default_rng(1).normal(size=200)
+    low, high = results.interval(lambda sample: sample[0].mean(axis=-1), [scores])
+    assert (high - low) / 2 == pytest.approx(1.96 * scores.std() / np.sqrt(200), rel=0.1)
+
+
+def test_intervals_resample_the_base_too():
+    # One score of 2 against a base of 1 and 3, whose resampled mean is 1, 2 or 3 with probabilities 1/4, 1/2, 1/4.
+    scores, base = [np.array([2.0])], [np.array([1.0, 3.0])]
+    assert results.normalised_iqm(scores, base) == 1.0
+    assert results.interval(results.normalised_iqm, scores, base) == pytest.approx((2 / 3, 2.0))
+
+
+def test_score_rule():
+    steps = np.arange(1, 31)
+    curve = results.Curve(1, steps, dict.fromkeys(results.POLICIES, steps.astype(float)), steps * 1.0, {})
+    assert curve.score("deterministic") == 25.5  # the last ten of thirty: 21 .. 30
+    assert curve.maximum("deterministic") == 30.0
+    assert curve.until(19).score("stochastic") == 18.0  # the last three of nineteen
+    assert curve.until(20).score("stochastic") == 15.5
+    assert curve.score("training") == 30.0  # an average of 100 episodes already
+
+
+def test_pairs_by_hand(checkout):
+    loaded = results.load(checkout / "benchmarks" / "results")
+    # DiffWPO has two bases: SAC as all of its family, and DiffSAC, of which it is a variant.
+    found = {(pair.name, pair.base): pair for pair in results.pairs(loaded) if pair.policy == "stochastic"}
+    assert found["diffwpo_jax", "sac_jax"].iqm[0] == pytest.approx(167 / 112, abs=1e-2)
+    assert found["diffwpo_jax", "diffsac_jax"].iqm[0] == pytest.approx(167 / 222, abs=1e-2)
+    assert found["diffwpo_jax", "diffsac_jax"].improvement[0] == 0.0
+    # Without a training episode there is no training return and no comparison of it.
+    for curves in (loaded["ppo_jax"][env_id] for env_id in ("Hopper-v4", "Walker2d-v4")):
+        curves[0].returns["training"][:] = np.nan
+    left = [pair for pair in results.pairs(loaded) if pair.base == "ppo_jax"]
+    assert [pair.policy for pair in left] == ["deterministic"]
+
+
+def test_reference_rows_are_complete():
+    rows = results.read_rows(ROOT / "benchmarks" / "reference.csv")
+    assert len(rows) >= 20
+    for row in rows:
+        assert row["source"] and row["metric"] in METRICS and row["kind"] in results.FAMILIES
+        assert float(row["mean"]) > 0 and int(row["steps"]) > 0

@@ -1,0 +1,71 @@
+"""suites.toml: every listed run can be run, and the committed suite is what is committed."""
+
+import dataclasses
+import shlex
+
+import pytest
+
+from benchmarks import export, suites
+
+ALL = suites.read_suites()
+SCRIPTS = {"sac_jax.py", "diffsac_jax.py", "diffwpo_jax.py", "ppo_jax.py", "diffppo_jax.py"}
+
+
+def runs(suite):
+    return {(job.args.exp_name, job.args.env_id, job.args.seed) for job in suites.jobs_of(ALL, suite)}
+
+
+@pytest.mark.parametrize("suite", ALL)
+def test_every_listed_run_has_valid_arguments(suite):
+    """The script exists, and its own parser takes what its command would say."""
+    jobs = suites.jobs_of(ALL, suite)
+    assert jobs
+    for job in {(job.script, job.flags): job for job in jobs}.values():
+        script, *words = job.command("runs")
+        assert suites.parse(script, words) == dataclasses.replace(job.args, runs_folder="runs")
+
+
+def test_suites_hold_what_they_promise():
+    quick = suites.jobs_of(ALL, "quick")
+    assert len(quick) == 5 and {job.script for job in quick} == SCRIPTS
+    mujoco = ("Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid")
+    names = [script.removesuffix(".py") for script in SCRIPTS]
+    assert runs("gym") == {(name, f"{env}-v4", seed) for name in names for env in mujoco for seed in range(1, 6)}
+    assert {job.args.total_timesteps for job in suites.jobs_of(ALL, "gym")} == {1_000_000}
+    full = runs("full")
+    assert runs("gym") < full and runs("turning") < full
+    for prefix in ("diffsac", "diffppo"):
+        assert {(f"{prefix}_k{k}", "Hopper-v4", 1) for k in (1, 2, 4, 8, 16)} <= full
+
+
+def test_consecutive_seeds_are_one_process():
+    jobs = suites.jobs_of(ALL, "gym", vmap=True)
+    assert len(jobs) == 25 and {job.seeds for job in jobs} == {"1-5"}
+    assert jobs[0].prefix == "Hopper-v4__sac_jax__1-5__"
+    assert "--seed 1 --num-seeds 5 --total-timesteps" in shlex.join(jobs[0].command("runs"))
+    entry = {"name": "a", "script": "sac_jax.py", "envs": ["Hopper-v4"], "seeds": [1, 3], "steps": 10_000}
+    assert [job.seeds for job in suites.jobs_of({"mine": {"runs": [entry]}}, "mine", vmap=True)] == ["1", "3"]
+
+
+def test_committed_suite_is_what_is_committed():
+    """benchmarks/results holds the runs of suite `committed` and no others, to their full steps."""
+    wanted = {}
+    for job in suites.jobs_of(ALL, "committed"):
+        flags = export.arguments(job.script, dataclasses.asdict(job.args))
+        wanted[job.args.exp_name, job.script, job.args.env_id, job.args.seed, flags] = job.args
+    found = {}
+    for path in export.RESULTS.glob("*.csv"):
+        for row in export.read_csv(path):
+            key = (row["exp_name"], f"{row['script']}.py", row["env_id"], int(row["seed"]), row["arguments"])
+            found[key] = max(found.get(key, 0), int(row["global_step"]))
+    assert set(found) == set(wanted), "see python -m benchmarks.export --list"
+    for key, args in wanted.items():
+        steps, every = args.total_timesteps, args.eval_frequency
+        assert found[key] == max(steps // every * every, min(every, steps)), key
+
+
+def test_the_list_of_results_is_the_committed_suite():
+    """What `export --list` prints stands in suites.toml as it is."""
+    text = suites.SUITES.read_text()
+    listed = [line.strip() for line in text[text.index("[committed]") :].splitlines() if line.strip().startswith("{")]
+    assert listed == export.suite_entries()

@@ -1,0 +1,113 @@
+"""Every table, by hand from made-up results."""
+
+import pytest
+
+from benchmarks import tables
+from benchmarks.pages import ROOT
+from benchmarks.results import load, read_rows
+
+
+@pytest.fixture(scope="module")
+def results(checkout):
+    return load(checkout / "benchmarks" / "results")
+
+
+def test_off_policy_table(results):
+    # Equal steps on Hopper: DiffWPO's 12 evaluations. The last three stochastic ones of SAC are 10 * 11 + seed.
+    _, _, hopper, walker, means, *_ = tables.family_table(results, "off-policy").splitlines()
+    assert hopper == (
+        "| Hopper-v4 | 120k | 1 2 3 | 224 ± 2.0 / 112 ± 1.0 | 444 ± 2.0 / 222 ± 1.0 | 334 ± 2.0 / 167 ± 1.0"
+        " | 1.98 / 1.98 | 0.75 / 0.75 |"
+    )
+    assert (
+        walker == "| Walker2d-v4 | 150k | 1 2 3 | 284 ± 2.0 / 142 ± 1.0 | 564 ± 2.0 / 282 ± 1.0 | - | 1.99 / 1.99 | - |"
+    )
+    assert means == "| mean of the ratios |  |  |  |  |  | 1.98 / 1.98 (2 environments) |  |"
+
+
+def test_on_policy_table(results):
+    # Training return at 150k: (5 * 15 + seed) / 2 against (10 * 15 + seed) / 2.
+    _, _, hopper, _, means, *_ = tables.family_table(results, "on-policy").splitlines()
+    assert hopper == "| Hopper-v4 | 150k | 1 2 3 | 38.5 ± 0.5 | - | 76.0 ± 0.5 | - | 1.97 |"
+    assert means == "| mean of the ratios |  |  |  |  |  |  | 1.97 (2 environments) |"
+
+
+def test_seeds_table(results):
+    header, _, first, *_ = tables.seeds_table(results, "off-policy").splitlines()
+    assert header == "| Environment | Algorithm | steps | policy | score by seed | score | maximum |"
+    # Deterministic, SAC, 12 evaluations: twice 10 * 11 + seed, and at most twice 10 * 12 + seed.
+    assert first == "| Hopper-v4 | SAC | 120k | deterministic | 1: 222, 2: 224, 3: 226 | 224 ± 2.0 | 244 ± 2.0 |"
+
+
+def test_seeds_are_named_where_they_differ(results):
+    curves = results["sac_jax"]["Hopper-v4"]
+    assert tables.common_seeds({"sac_jax": curves, "diffsac_jax": curves}) == "1 2 3"
+    assert tables.common_seeds({"sac_jax": curves, "diffsac_jax": curves[:1]}) == "SAC 1 2 3; DiffSAC 1"
+
+
+def test_bound_table(results):
+    # Nine evaluations: the last three stochastic ones of DiffSAC are 20 * 8 + seed.
+    header, _, *rows, _, _ = tables.bound_table(results).splitlines()
+    assert header == "| Algorithm | arguments | Hopper-v4, 90k |"
+    assert rows == [
+        "| DiffSAC | defaults | 324 ± 2.0 / 162 ± 1.0 (seeds 1 2 3) |",
+        "| DiffWPO | defaults | 244 ± 2.0 / 122 ± 1.0 (seeds 1 2 3) |",
+        "| DiffWPO | `--kl-bound 0.1` | 18.0 / 9.0 (seed 1) |",
+    ]
+
+
+def test_aggregate_table(results):
+    # All DiffSAC scores are above all SAC scores.
+    lines = tables.aggregate_table(results).splitlines()
+    line = next(x for x in lines if "DiffSAC against SAC | deterministic" in x)
+    assert line.startswith("| DiffSAC against SAC | deterministic | Hopper-v4 150k, Walker2d-v4 150k | 3 | 1.99 (1.9")
+    assert line.endswith(" | 1.00 | 1.00 (1.00 to 1.00) |"), line
+
+
+def test_cost_table(results):
+    # What the runs took: 15 evaluations of 100 s.
+    line = next(x for x in tables.cost_table(results).splitlines() if x.startswith("| SAC | Hopper-v4"))
+    assert line == "| SAC | Hopper-v4 | 150k | 0.42 | 4.8 | 200 | cpu cpu, 1 thread |"
+
+
+def test_ablation_table(results):
+    # K = 8 has no runs of its own: the default runs serve, cut at 90k like the others.
+    lines = tables.ablation_table(results, "diffsac", "deterministic", "stochastic").splitlines()
+    assert lines[0] == "Hopper-v4, 90k steps."
+    assert lines[-1] == "| 8 | 1 2 3 | 324 ± 2.0 | 162 ± 1.0 | 200 | diffsac_jax |"
+    assert [line.split(" | ")[0] for line in lines[4:]] == ["| 1", "| 4", "| 8"]
+
+
+def test_search_table(results):
+    lines = tables.search_table(results).splitlines()
+    assert lines[0] == "| Algorithm | arguments | steps | Hopper-v4, seed 2 |"
+    # Training: half of 9 + 2. Deterministic: twice the mean of 7, 8, 9 plus 2.
+    assert lines[2:] == ["| PPO | `--ent-coef 0.01` | 90k | 5.5 (20.0) |"]
+
+
+def test_runs_table(results):
+    line = next(x for x in tables.runs_table(results).splitlines() if "ppo_ent" in x)
+    assert line == (
+        "| ppo_ent0.01 | Hopper-v4 | 2 | 90k | `--total-timesteps 90000 --ent-coef 0.01` | 0123456"
+        " | jax 1, mujoco 1, gymnasium 1 |"
+    )
+
+
+def test_bandit_table(checkout):
+    lines = tables.bandit_table(checkout / "benchmarks" / "bandit.csv").splitlines()
+    assert lines[2] == "| four | SAC | - | 1.400 | 0.300 | 0.200 | 0.000 | 1.300 |"
+    assert lines[3] == "| four | DiffSAC | 8 | **0.500** | **0.000** | 0.400 | **0.900** | **0.200** |"
+    assert lines[-1] == "60 updates, seed 1; commit 0000000; cpu; jax 1."
+
+
+def test_turning_table(checkout):
+    lines = tables.turning_table(checkout / "benchmarks" / "turning.csv").splitlines()
+    assert lines[2:] == [
+        "| SAC | `--gamma 0.9` | 30k | 1 | 99.5 | 0.03 | 0.80 | 1 of 2 | 0123456 |",
+        "| DiffSAC | `--gamma 0.9` | 30k | 2 | 97.0 | 0.45 | 0.10 | 0 of 1 | 0123456 |",
+    ]
+
+
+def test_the_main_quantities_are_measured():
+    rows = read_rows(ROOT / "benchmarks" / "speed.csv")
+    assert {row["quantity"] for row in rows} >= set(tables.MAIN_QUANTITIES)
