@@ -19,7 +19,7 @@ from flax import struct
 from flax.training.train_state import TrainState
 
 from common import diffusion, distributions, replay
-from common.seeds import vmap_seeds
+from common.seeds import learn_if, mean_metrics, vmap_seeds
 from envs import EnvState, make_env
 from harness import Evaluator, Experiment, Run, cli
 
@@ -40,6 +40,8 @@ class Args(Experiment):
     """transitions per update"""
     updates_per_step: float = 1.0
     """updates per environment step; times num_envs it must be a whole number"""
+    policy_frequency: int = 1
+    """updates of the critics per update of actor and temperature"""
     gamma: float = 0.99
     """discount"""
     tau: float = 0.005
@@ -55,10 +57,14 @@ class Args(Experiment):
     autotune: bool = True
     """tune the temperature towards the target entropy"""
     target_entropy_scale: float | None = None
-    """target entropy = -scale * A nats; default: 1 plus the gap of the bound for a Gaussian of SAC's target entropy"""
+    """target entropy = -scale * A nats; default 1, or 1 plus the gap of the bound with --entropy-paths 0"""
 
     num_denoising_steps: int = 8
     """K, denoising steps per action"""
+    head_dim: int = 64
+    """units in each of the two layers that run at every denoising step"""
+    entropy_paths: int = 8
+    """M, noised paths of the entropy estimate that is held to the target; 0: the bound is held to it"""
     prior_std: float = 1.0
     """nu, standard deviation of the prior that the chain starts from"""
     initial_beta_first: float = 0.05
@@ -67,14 +73,14 @@ class Args(Experiment):
     """noise level of the first denoising step (k = K) at the start; levels in between are spaced linearly"""
     prediction: Literal["action", "noise"] = "action"
     """units of the network's output: a prediction of the action, or of the step's noise"""
-    backprop_through_chain: bool = False
-    """differentiate the actor loss through all K steps (DIME's estimator) and learn action-level critics only"""
 
     def __post_init__(self):
         super().__post_init__()
-        self.positive("buffer_size", "batch_size", "updates_per_step", "policy_lr", "q_lr", "hidden_dim")
-        self.positive("num_denoising_steps", "prior_std", "initial_beta_first", "initial_beta_last")
-        self.not_negative("learning_starts", "alpha", "target_entropy_scale")
+        self.positive(
+            "buffer_size", "batch_size", "updates_per_step", "policy_frequency", "policy_lr", "q_lr", "hidden_dim"
+        )
+        self.positive("num_denoising_steps", "head_dim", "prior_std", "initial_beta_first", "initial_beta_last")
+        self.not_negative("learning_starts", "alpha", "target_entropy_scale", "entropy_paths")
         self.fraction("gamma", "tau")
         self.check(self.initial_beta_first < 1 and self.initial_beta_last < 1, "noise levels must be below 1")
         self.check(self.learning_starts <= self.total_timesteps, "--learning-starts is above --total-timesteps")
@@ -90,8 +96,9 @@ class Args(Experiment):
     def target_entropy(self, action_size: int) -> float:
         scale = self.target_entropy_scale
         if scale is None:
-            # l overestimates log pi by the gap of the bound. 0.089: std of a Gaussian with SAC's target entropy of -1.
-            scale = 1.0 + diffusion.path_kl_per_dimension(self.num_denoising_steps, self.prior_std, 0.089)
+            # The bound's gap for a Gaussian of SAC's target entropy, whose standard deviation is 0.089.
+            gap = diffusion.path_kl_per_dimension(self.num_denoising_steps, self.prior_std, 0.089)
+            scale = 1.0 if self.entropy_paths else 1.0 + gap
         return -scale * action_size
 
 
@@ -99,31 +106,41 @@ class Args(Experiment):
 
 
 class Actor(nn.Module):
-    """Drift f(a^k, s, k) of step k: obs `[B, O]`, latent a^k `[B, A]`, k int `[B]` or scalar -> `[B, A]`."""
+    """Drift f(a^k, s, k): the observation is encoded once, a small head runs at every denoising step."""
 
     action_size: int
     hidden_dim: int
+    head_dim: int
     num_denoising_steps: int
 
-    @nn.compact
+    def setup(self):
+        self.trunk = [nn.Dense(self.hidden_dim), nn.Dense(self.hidden_dim)]
+        self.from_obs, self.from_latent, self.from_level, self.head = [nn.Dense(self.head_dim) for _ in range(4)]
+        self.drift = nn.Dense(self.action_size, kernel_init=nn.initializers.zeros)
+
+    def encode(self, obs):
+        """obs `[B, O]` -> features `[B, head_dim]`."""
+        x = nn.relu(self.trunk[0](obs))
+        return self.from_obs(nn.relu(self.trunk[1](x)))
+
+    def denoise(self, features, latent, k):
+        """features `[B, head_dim]`, latent a^k `[B, A]`, k int `[B]` or scalar -> `[B, A]`."""
+        level = diffusion.level_embedding(k, self.num_denoising_steps)
+        x = nn.relu(features + self.from_latent(latent) + self.from_level(level))
+        return self.drift(nn.relu(self.head(x)))
+
     def __call__(self, obs, latent, k):
-        level = diffusion.level_embedding(jnp.broadcast_to(k, obs.shape[:-1]), self.num_denoising_steps)
-        x = jnp.concatenate([obs, latent, level], axis=-1)
-        x = nn.relu(nn.Dense(self.hidden_dim)(x))
-        x = nn.relu(nn.Dense(self.hidden_dim)(x))
-        return nn.Dense(self.action_size, kernel_init=nn.initializers.zeros)(x)
+        return self.denoise(self.encode(obs), latent, k)
 
 
 class Critic(nn.Module):
-    """Q(s, a^j, j): obs `[B, O]`, latent a^j `[B, A]` (the action u at j = 0), j int `[B]` or scalar -> `[B]`."""
+    """Q(s, a): obs `[B, O]`, action `[B, A]` -> `[B]`."""
 
     hidden_dim: int
-    num_denoising_steps: int
 
     @nn.compact
-    def __call__(self, obs, latent, j=0):
-        level = diffusion.level_embedding(jnp.broadcast_to(j, obs.shape[:-1]), self.num_denoising_steps)
-        x = jnp.concatenate([obs, latent, level], axis=-1)
+    def __call__(self, obs, action):
+        x = jnp.concatenate([obs, action], axis=-1)
         x = nn.relu(nn.Dense(self.hidden_dim)(x))
         x = nn.relu(nn.Dense(self.hidden_dim)(x))
         return nn.Dense(1)(x).squeeze(-1)
@@ -164,8 +181,8 @@ def init_agent(args, env, key):
     """A new agent for the environment's sizes (the key is consumed)."""
     actor_key, critic_key = jax.random.split(key)
     obs, action = jnp.zeros((1, env.observation_size)), jnp.zeros((1, env.action_size))
-    actor = Actor(env.action_size, args.hidden_dim, args.num_denoising_steps)
-    critic = TwinCritic(args.hidden_dim, args.num_denoising_steps)
+    actor = Actor(env.action_size, args.hidden_dim, args.head_dim, args.num_denoising_steps)
+    critic = TwinCritic(args.hidden_dim)
     noise_logits = diffusion.initial_noise_logits(
         args.num_denoising_steps, env.action_size, args.initial_beta_first, args.initial_beta_last
     )
@@ -207,23 +224,19 @@ def policy_terms(args, agent, obs):
     """The drift with the observations `[B, O]` bound, and the noise schedule."""
     params = agent.actor.params
     schedule = diffusion.NoiseSchedule(params["noise_logits"], args.prior_std, args.prediction)
-    return lambda latent, k: agent.actor.apply_fn(params["drift"], obs, latent, k), schedule
-
-
-def sample_chain(args, agent, key, obs):
-    """A denoising chain for each observation `[B, O]` (the key is consumed)."""
-    return diffusion.sample_chain(key, *policy_terms(args, agent, obs), obs.shape[:-1])
+    features = agent.actor.apply_fn(params["drift"], obs, method="encode")
+    return lambda latent, k: agent.actor.apply_fn(params["drift"], features, latent, k, method="denoise"), schedule
 
 
 def squash(chain):
-    """Action tanh(a^0) `[B, A]` and l = log p(a^K) + sum_k rho_k - log det tanh, `[B]` in nats."""
+    """Action u = tanh(a^0) `[B, A]` and l = log p(a^K) + sum_k rho_k - log det tanh, `[B]` in nats."""
     log_lik = diffusion.chain_log_likelihood(chain) - distributions.tanh_log_det(chain.latents[0])
     return jnp.tanh(chain.latents[0]), log_lik
 
 
 def sample_action(args, agent, key, obs):
     """Action `[B, A]` and chain log-likelihood `[B]` (the key is consumed)."""
-    return squash(sample_chain(args, agent, key, obs))
+    return squash(diffusion.sample_chain(key, *policy_terms(args, agent, obs), obs.shape[:-1]))
 
 
 def deterministic_action(args, agent, obs):
@@ -236,83 +249,68 @@ def entropy_terms(args, agent, key, obs):
     return diffusion.entropy_terms(key, *policy_terms(args, agent, obs), obs.shape[:-1], distributions.tanh_log_det)
 
 
+def held_log_lik(args, agent, key, obs, chain):
+    """What is held to the target entropy in place of log pi: the estimate l_M of some rows, or l itself, of all."""
+    if args.entropy_paths == 0:
+        return squash(chain)[1]
+    chain = jax.tree.map(lambda x: x[..., :32, :] if x.ndim == 3 else x[..., :32], chain)
+    estimate = diffusion.log_lik_estimate(key, *policy_terms(args, agent, obs[:32]), chain, args.entropy_paths)
+    return estimate - distributions.tanh_log_det(chain.latents[0])
+
+
 # ----------------------------------------------------------------------------------------------------------- learning
 
 
-def critic_loss(critic_params, args, agent, key, batch, chain):
-    """Mean squared soft Bellman error of the critics at level 0 and, at s', at one inner level per sample.
+def with_actor(agent, params):
+    """The agent with other parameters of the actor."""
+    return agent.replace(actor=agent.actor.replace(params=params))
 
-    The inner target is Monte-Carlo over the rest of the chain: y_j = min Q(s', u', 0) - alpha (sum_{k<=j} rho_k - ldj).
-    """
-    next_action, next_log_lik = squash(chain)
+
+def critic_loss(critic_params, args, agent, key, batch):
+    """Mean squared soft Bellman error, summed over the two critics (1812.05905, equations 5 and 6)."""
+    next_action, next_log_lik = sample_action(args, agent, key, batch.next_obs)
     next_q = agent.critic.apply_fn(agent.target_params, batch.next_obs, next_action).min(axis=0)
     next_value = next_q - agent.alpha * next_log_lik
     target = batch.reward + args.gamma * (1.0 - batch.terminated) * next_value
-    obs, latent, level, weight = batch.obs, batch.action, jnp.zeros(target.shape, int), jnp.ones_like(target)
-    if args.num_denoising_steps > 1 and not args.backprop_through_chain:
-        rows = jnp.arange(target.shape[0])
-        j = jax.random.randint(key, rows.shape, 1, args.num_denoising_steps)
-        inner_log_lik = jnp.cumsum(chain.rho, axis=0)[j - 1, rows] - distributions.tanh_log_det(chain.latents[0])
-        target = jnp.concatenate([target, next_q - agent.alpha * inner_log_lik])
-        obs, latent = jnp.concatenate([obs, batch.next_obs]), jnp.concatenate([latent, chain.latents[j, rows]])
-        level, weight = jnp.concatenate([level, j]), jnp.concatenate([weight, 1.0 - batch.terminated])
-    q = agent.critic.apply_fn(critic_params, obs, latent, level)
+    q = agent.critic.apply_fn(critic_params, batch.obs, batch.action)
     error = (q - jax.lax.stop_gradient(target)) ** 2
-    loss = jnp.mean(weight * error, axis=1).sum()
-    q, error = q[:, : len(batch.reward)], error[:, : len(batch.reward)]  # level 0
-    return loss, {"losses/qf_loss": error.mean(), "losses/qf1_values": q[0].mean(), "losses/qf2_values": q[1].mean()}
+    loss = jnp.mean(error, axis=1).sum()
+    return loss, {"losses/qf_loss": loss / 2, "losses/qf1_values": q[0].mean(), "losses/qf2_values": q[1].mean()}
 
 
-def actor_loss(actor_params, args, agent, key, batch, chain):
-    """alpha rho_k - min Q(s', a^{k-1}, k-1) of one reparameterised step k per sample, from the detached a^k."""
-    agent = agent.replace(actor=agent.actor.replace(params=actor_params))
-    step_key, noise_key = jax.random.split(key)
-    rows = jnp.arange(len(batch.reward))
-    k = jax.random.randint(step_key, rows.shape, 1, args.num_denoising_steps + 1)
-    latent = jax.lax.stop_gradient(chain.latents[k, rows])
-    drift, schedule = policy_terms(args, agent, batch.next_obs)
-    next_latent, log_denoising, log_noising = diffusion.denoise_step(noise_key, drift, schedule, latent, k)
-    rho = log_denoising - log_noising - (k == 1) * distributions.tanh_log_det(next_latent)
-    value_input = jnp.where((k == 1)[:, None], jnp.tanh(next_latent), next_latent)
-    q = agent.critic.apply_fn(agent.critic.params, batch.next_obs, value_input, k - 1).min(axis=0)
-    loss = jnp.mean((1.0 - batch.terminated) * (agent.alpha * rho - q))
-    return loss, {"losses/actor_loss": loss}
-
-
-def chain_actor_loss(actor_params, args, agent, key, batch, chain):
-    """alpha l - min Q at reparameterised actions: the gradient passes through all K steps (2502.02316)."""
-    agent = agent.replace(actor=agent.actor.replace(params=actor_params))
-    action, log_lik = sample_action(args, agent, key, batch.obs)
+def actor_loss(actor_params, args, agent, key, batch):
+    """alpha l - min Q at reparameterised actions: the gradient passes through all K denoising steps."""
+    agent = with_actor(agent, actor_params)
+    chain = diffusion.sample_chain(key, *policy_terms(args, agent, batch.obs), batch.reward.shape)
+    action, log_lik = squash(chain)
     q = agent.critic.apply_fn(agent.critic.params, batch.obs, action).min(axis=0)
     loss = jnp.mean(agent.alpha * log_lik - q)
-    return loss, {"losses/actor_loss": loss}
+    return loss, (chain, {"losses/actor_loss": loss, "losses/entropy_bound": -log_lik.mean()})
 
 
-def update(args, agent, key, batch):
-    """One update of critics, actor, temperature and targets on one batch (the key is consumed)."""
-    critic_key, actor_key, chain_key = jax.random.split(key, 3)
-    # One chain at s', without gradient, serves the critics' targets, the actor's a^k and the temperature.
-    chain = jax.lax.stop_gradient(sample_chain(args, agent, chain_key, batch.next_obs))
-    _, log_lik = squash(chain)
-
-    grads, qf_metrics = jax.grad(critic_loss, has_aux=True)(agent.critic.params, args, agent, critic_key, batch, chain)
+def update(args, agent, key, batch, index):
+    """One update on one batch (the key is consumed). `index`: updates before this one."""
+    critic_key, actor_key = jax.random.split(key)
+    grads, qf_metrics = jax.grad(critic_loss, has_aux=True)(agent.critic.params, args, agent, critic_key, batch)
     agent = agent.replace(critic=agent.critic.apply_gradients(grads=grads))
 
-    loss = chain_actor_loss if args.backprop_through_chain else actor_loss
-    grads, actor_metrics = jax.grad(loss, has_aux=True)(agent.actor.params, args, agent, actor_key, batch, chain)
-    agent = agent.replace(actor=agent.actor.apply_gradients(grads=grads))
+    def learn_actor(agent):
+        chain_key, noise_key = jax.random.split(actor_key)
+        grads, (chain, metrics) = jax.grad(actor_loss, has_aux=True)(agent.actor.params, args, agent, chain_key, batch)
+        log_lik = held_log_lik(args, agent, noise_key, batch.obs, chain)
+        metrics |= diffusion.chain_metrics(chain, policy_terms(args, agent, batch.obs)[1])
+        agent = agent.replace(actor=agent.actor.apply_gradients(grads=grads))
+        # Loss of log alpha: -exp(log alpha) stopgrad(l_M + target entropy); its gradient by hand.
+        if args.autotune:
+            error = log_lik + args.target_entropy(batch.action.shape[-1])
+            grads = {"log_alpha": -agent.alpha * error.mean()}
+            agent = agent.replace(temperature=agent.temperature.apply_gradients(grads=grads))
+        return agent, {**metrics, "losses/alpha": agent.alpha, "losses/entropy": -log_lik.mean()}
 
-    # Loss of log alpha: -exp(log alpha) stopgrad(l + target entropy); its gradient by hand.
-    if args.autotune:
-        error = (1.0 - batch.terminated) * (log_lik + args.target_entropy(batch.action.shape[-1]))
-        grads = {"log_alpha": -agent.alpha * error.mean()}
-        agent = agent.replace(temperature=agent.temperature.apply_gradients(grads=grads))
-
+    due = args.policy_frequency == 1 or index % args.policy_frequency == 0
+    agent, actor_metrics = learn_if(due, learn_actor, agent)
     target_params = optax.incremental_update(agent.critic.params, agent.target_params, args.tau)
-    metrics = {"losses/alpha": agent.alpha, "losses/entropy": -log_lik.mean()}
-    metrics |= {f"diffusion/rho_{k + 1}": x for k, x in enumerate(chain.rho.mean(axis=1))}
-    metrics |= diffusion.noise_level_metrics(policy_terms(args, agent, batch.obs)[1])
-    return agent.replace(target_params=target_params), {**qf_metrics, **actor_metrics, **metrics}
+    return agent.replace(target_params=target_params), {**qf_metrics, **actor_metrics}
 
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -331,19 +329,19 @@ def train_step(args, env, state, step):
     rows = replay.Transition(obs, action, time_step.reward, time_step.final_obs, time_step.terminated)
     buffer = replay.insert(state.buffer, step, rows)
 
+    num_updates = int(args.num_updates)
+
     def learn(agent):
-        def one_update(agent, key):
-            sample_key, update_key = jax.random.split(key)
+        def one_update(agent, key_and_index):
+            sample_key, update_key = jax.random.split(key_and_index[0])
             batch = replay.sample(sample_key, buffer, step + args.num_envs, args.batch_size)
-            return update(args, agent, update_key, batch)
+            return update(args, agent, update_key, batch, key_and_index[1])
 
-        agent, metrics = jax.lax.scan(one_update, agent, jax.random.split(learn_key, int(args.num_updates)))
-        return agent, jax.tree.map(lambda x: x.mean(axis=0), metrics)
+        index = (step - args.learning_starts) // args.num_envs * num_updates + jnp.arange(num_updates)
+        agent, metrics = jax.lax.scan(one_update, agent, (jax.random.split(learn_key, num_updates), index))
+        return agent, mean_metrics(metrics)
 
-    def wait(agent):
-        return agent, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn, agent)[1])
-
-    agent, metrics = jax.lax.cond(step >= args.learning_starts, learn, wait, state.agent)
+    agent, metrics = learn_if(step >= args.learning_starts, learn, state.agent)
     return Training(agent, buffer, env_state, key), (time_step.episode, metrics)
 
 
@@ -351,14 +349,13 @@ def train_step(args, env, state, step):
 def train_chunk(args, env, state, step):
     """`log_frequency` environment steps of all S agents in one XLA program; leaves of `state` are `[S, ..]`.
 
-    Returns the new state, the episodes `[S, T, N]`, and by tag the mean over the steps that learned, `[S]`.
+    Returns the new state, the episodes `[S, T, N]`, and metrics by tag `[S]`.
     """
     steps = step + args.num_envs * jnp.arange(args.log_frequency // args.num_envs)
-    learned = steps >= args.learning_starts
 
     def one_seed(state):
         state, (episodes, metrics) = jax.lax.scan(partial(train_step, args, env), state, steps)
-        return state, episodes, jax.tree.map(lambda x: x.sum(axis=0) / learned.sum(), metrics)
+        return state, episodes, mean_metrics(metrics)
 
     return vmap_seeds(one_seed)(state)
 
@@ -373,8 +370,7 @@ def train(args):
         state = run.start(partial(init_training, args, env))
         while run.goes_on():
             state, episodes, metrics = train_chunk(args, env, state, run.step)
-            learned = run.step + args.log_frequency - args.num_envs >= args.learning_starts
-            run.log(state, episodes, metrics if learned else {})
+            run.log(state, episodes, metrics)
             if run.due(args.eval_frequency):
                 run.log_evaluation(evaluate(state.agent, run.step))
             run.save_if_due(state)

@@ -18,7 +18,7 @@ from flax import struct
 from flax.training.train_state import TrainState
 
 from common import distributions, replay
-from common.seeds import vmap_seeds
+from common.seeds import learn_if, mean_metrics, vmap_seeds
 from envs import EnvState, make_env
 from harness import Evaluator, Experiment, Run, cli
 
@@ -39,6 +39,8 @@ class Args(Experiment):
     """transitions per update"""
     updates_per_step: float = 1.0
     """updates per environment step; times num_envs it must be a whole number"""
+    policy_frequency: int = 1
+    """updates of the critics per update of actor and temperature"""
     gamma: float = 0.99
     """discount"""
     tau: float = 0.005
@@ -58,7 +60,9 @@ class Args(Experiment):
 
     def __post_init__(self):
         super().__post_init__()
-        self.positive("buffer_size", "batch_size", "updates_per_step", "policy_lr", "q_lr", "hidden_dim")
+        self.positive(
+            "buffer_size", "batch_size", "updates_per_step", "policy_frequency", "policy_lr", "q_lr", "hidden_dim"
+        )
         self.not_negative("learning_starts", "alpha", "target_entropy_scale")
         self.fraction("gamma", "tau")
         self.check(self.learning_starts <= self.total_timesteps, "--learning-starts is above --total-timesteps")
@@ -199,6 +203,11 @@ def entropy_terms(args, agent, key, obs):
 # ----------------------------------------------------------------------------------------------------------- learning
 
 
+def with_actor(agent, params):
+    """The agent with other parameters of the actor."""
+    return agent.replace(actor=agent.actor.replace(params=params))
+
+
 def critic_loss(critic_params, args, agent, key, batch):
     """Mean squared soft Bellman error, summed over the two critics (1812.05905, equations 5 and 6)."""
     next_action, next_log_prob = sample_action(args, agent, key, batch.next_obs)
@@ -213,34 +222,35 @@ def critic_loss(critic_params, args, agent, key, batch):
 
 def actor_loss(actor_params, args, agent, key, batch):
     """alpha log pi - min Q at reparameterised actions (1812.05905, equation 9)."""
-    agent = agent.replace(actor=agent.actor.replace(params=actor_params))
+    agent = with_actor(agent, actor_params)
     action, log_prob = sample_action(args, agent, key, batch.obs)
     q = agent.critic.apply_fn(agent.critic.params, batch.obs, action).min(axis=0)
     loss = jnp.mean(agent.alpha * log_prob - q)
     return loss, (log_prob, {"losses/actor_loss": loss})
 
 
-def update(args, agent, key, batch):
-    """One update of critics, actor, temperature and targets on one batch (the key is consumed)."""
+def update(args, agent, key, batch, index):
+    """One update on one batch (the key is consumed). `index`: updates before this one."""
     critic_key, actor_key = jax.random.split(key)
-
     grads, qf_metrics = jax.grad(critic_loss, has_aux=True)(agent.critic.params, args, agent, critic_key, batch)
     agent = agent.replace(critic=agent.critic.apply_gradients(grads=grads))
 
-    grads, (log_prob, actor_metrics) = jax.grad(actor_loss, has_aux=True)(
-        agent.actor.params, args, agent, actor_key, batch
-    )
-    agent = agent.replace(actor=agent.actor.apply_gradients(grads=grads))
+    def learn_actor(agent):
+        grads, (log_prob, metrics) = jax.grad(actor_loss, has_aux=True)(
+            agent.actor.params, args, agent, actor_key, batch
+        )
+        agent = agent.replace(actor=agent.actor.apply_gradients(grads=grads))
+        # Loss of log alpha: -exp(log alpha) stopgrad(log pi + target entropy); its gradient by hand.
+        if args.autotune:
+            error = log_prob + args.target_entropy(batch.action.shape[-1])
+            grads = {"log_alpha": -agent.alpha * error.mean()}
+            agent = agent.replace(temperature=agent.temperature.apply_gradients(grads=grads))
+        return agent, {**metrics, "losses/alpha": agent.alpha, "losses/entropy": -log_prob.mean()}
 
-    # Loss of log alpha: -exp(log alpha) stopgrad(log pi + target entropy); its gradient by hand.
-    if args.autotune:
-        error = log_prob + args.target_entropy(batch.action.shape[-1])
-        grads = {"log_alpha": -agent.alpha * error.mean()}
-        agent = agent.replace(temperature=agent.temperature.apply_gradients(grads=grads))
-
+    due = args.policy_frequency == 1 or index % args.policy_frequency == 0
+    agent, actor_metrics = learn_if(due, learn_actor, agent)
     target_params = optax.incremental_update(agent.critic.params, agent.target_params, args.tau)
-    metrics = {"losses/alpha": agent.alpha, "losses/entropy": -log_prob.mean()}
-    return agent.replace(target_params=target_params), {**qf_metrics, **actor_metrics, **metrics}
+    return agent.replace(target_params=target_params), {**qf_metrics, **actor_metrics}
 
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -259,19 +269,19 @@ def train_step(args, env, state, step):
     rows = replay.Transition(obs, action, time_step.reward, time_step.final_obs, time_step.terminated)
     buffer = replay.insert(state.buffer, step, rows)
 
+    num_updates = int(args.num_updates)
+
     def learn(agent):
-        def one_update(agent, key):
-            sample_key, update_key = jax.random.split(key)
+        def one_update(agent, key_and_index):
+            sample_key, update_key = jax.random.split(key_and_index[0])
             batch = replay.sample(sample_key, buffer, step + args.num_envs, args.batch_size)
-            return update(args, agent, update_key, batch)
+            return update(args, agent, update_key, batch, key_and_index[1])
 
-        agent, metrics = jax.lax.scan(one_update, agent, jax.random.split(learn_key, int(args.num_updates)))
-        return agent, jax.tree.map(lambda x: x.mean(axis=0), metrics)
+        index = (step - args.learning_starts) // args.num_envs * num_updates + jnp.arange(num_updates)
+        agent, metrics = jax.lax.scan(one_update, agent, (jax.random.split(learn_key, num_updates), index))
+        return agent, mean_metrics(metrics)
 
-    def wait(agent):
-        return agent, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn, agent)[1])
-
-    agent, metrics = jax.lax.cond(step >= args.learning_starts, learn, wait, state.agent)
+    agent, metrics = learn_if(step >= args.learning_starts, learn, state.agent)
     return Training(agent, buffer, env_state, key), (time_step.episode, metrics)
 
 
@@ -279,14 +289,13 @@ def train_step(args, env, state, step):
 def train_chunk(args, env, state, step):
     """`log_frequency` environment steps of all S agents in one XLA program; leaves of `state` are `[S, ..]`.
 
-    Returns the new state, the episodes `[S, T, N]`, and by tag the mean over the steps that learned, `[S]`.
+    Returns the new state, the episodes `[S, T, N]`, and metrics by tag `[S]`.
     """
     steps = step + args.num_envs * jnp.arange(args.log_frequency // args.num_envs)
-    learned = steps >= args.learning_starts
 
     def one_seed(state):
         state, (episodes, metrics) = jax.lax.scan(partial(train_step, args, env), state, steps)
-        return state, episodes, jax.tree.map(lambda x: x.sum(axis=0) / learned.sum(), metrics)
+        return state, episodes, mean_metrics(metrics)
 
     return vmap_seeds(one_seed)(state)
 
@@ -301,8 +310,7 @@ def train(args):
         state = run.start(partial(init_training, args, env))
         while run.goes_on():
             state, episodes, metrics = train_chunk(args, env, state, run.step)
-            learned = run.step + args.log_frequency - args.num_envs >= args.learning_starts
-            run.log(state, episodes, metrics if learned else {})
+            run.log(state, episodes, metrics)
             if run.due(args.eval_frequency):
                 run.log_evaluation(evaluate(state.agent, run.step))
             run.save_if_due(state)

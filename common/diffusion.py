@@ -110,6 +110,12 @@ def noise_level_metrics(schedule: NoiseSchedule) -> dict[str, jax.Array]:
     return {"diffusion/beta_min": schedule.beta.min(), "diffusion/beta_max": schedule.beta.max()}
 
 
+def chain_metrics(chain: DenoisingChain, schedule: NoiseSchedule) -> dict[str, jax.Array]:
+    """The mean of rho_k of every step and the noise levels' range, by TensorBoard tag."""
+    rho = {f"diffusion/rho_{k + 1}": x for k, x in enumerate(chain.rho.mean(axis=1))}
+    return rho | noise_level_metrics(schedule)
+
+
 def drift_coefficient(schedule: NoiseSchedule) -> jax.Array:
     """c_k for every step, `[K, A]` (see the module docstring)."""
     log_beta = jax.nn.log_sigmoid(schedule.logits)
@@ -170,25 +176,33 @@ def _denoise(noise, drift_fn, schedule, latent, k):
     return next_latent, log_denoising, log_noising
 
 
-def sample_chain(key: jax.Array, drift_fn: DriftFn, schedule: NoiseSchedule, shape: tuple[int, ...]) -> DenoisingChain:
-    """Samples a whole chain from the prior for `shape` batch rows. The key is consumed."""
-    prior_key, *step_keys = jax.random.split(key, schedule.num_denoising_steps + 1)
+def sample_noise(key: jax.Array, schedule: NoiseSchedule, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """What a chain is made of: a^K `[*shape, A]`, and standard normal noise `[K, *shape, A]`. The key is consumed."""
+    prior_key, noise_key = jax.random.split(key)
     last = sample_prior(prior_key, schedule, shape)
+    return last, jax.random.normal(noise_key, (schedule.num_denoising_steps, *last.shape))
+
+
+def denoise(drift_fn: DriftFn, schedule: NoiseSchedule, last: jax.Array, noise: jax.Array) -> DenoisingChain:
+    """The chain from a^K = `last` `[B, A]` with noise[k-1] of `noise` `[K, B, A]` in step k, differentiable in all."""
 
     def step(latent, noise_and_k):
         noise, k = noise_and_k
         next_latent, log_denoising, log_noising = _denoise(noise, drift_fn, schedule, latent, k)
         return next_latent, (next_latent, log_denoising - log_noising)
 
-    # The noise is drawn outside the scan: JAX's check for keys used twice cannot follow keys that a scan takes apart.
-    noise = jnp.stack([jax.random.normal(step_key, last.shape) for step_key in step_keys])
     steps = jnp.arange(1, schedule.num_denoising_steps + 1)
-    _, (latents, rho) = jax.lax.scan(step, last, (noise, steps), reverse=True, unroll=True)
+    _, (latents, rho) = jax.lax.scan(step, last, (noise, steps), reverse=True)
     return DenoisingChain(
         latents=jnp.concatenate([latents, last[None]]),
         rho=rho,
         prior_log_prob=prior_log_prob(schedule, last),
     )
+
+
+def sample_chain(key: jax.Array, drift_fn: DriftFn, schedule: NoiseSchedule, shape: tuple[int, ...]) -> DenoisingChain:
+    """A whole chain from the prior for `shape` batch rows. The key is consumed."""
+    return denoise(drift_fn, schedule, *sample_noise(key, schedule, shape))
 
 
 def deterministic_chain(drift_fn: DriftFn, schedule: NoiseSchedule, shape: tuple[int, ...]) -> jax.Array:
@@ -200,7 +214,7 @@ def deterministic_chain(drift_fn: DriftFn, schedule: NoiseSchedule, shape: tuple
 
     start = jnp.zeros((*shape, schedule.logits.shape[1]), schedule.logits.dtype)
     steps = jnp.arange(1, schedule.num_denoising_steps + 1)
-    return jax.lax.scan(step, start, steps, reverse=True, unroll=True)[0]
+    return jax.lax.scan(step, start, steps, reverse=True)[0]
 
 
 def step_log_densities(
@@ -238,30 +252,17 @@ def path_kl_per_dimension(num_denoising_steps: int, prior_std: float, std: float
     return (num_denoising_steps + 1) / 2 * (math.exp(log_r) - 1.0 - log_r)
 
 
-def entropy_terms(
-    key: jax.Array,
-    drift_fn: DriftFn,
-    schedule: NoiseSchedule,
-    shape: tuple[int, ...],
-    squash_log_det: Callable[[jax.Array], jax.Array],
-    num_noised: int = 64,
-) -> dict[str, jax.Array]:
-    """One sample of the entropy's lower bound and of a tighter one, for `shape` batch rows. The key is consumed.
+def log_lik_estimate(
+    key: jax.Array, drift_fn: DriftFn, schedule: NoiseSchedule, chain: DenoisingChain, num_paths: int
+) -> jax.Array:
+    """l_M, a tighter estimate of log q(a^0 | s) than the chain's own l, `[B]` in nats. The key is consumed.
 
-    The bound is -E[l]. The estimate is -E[l_M] with M = `num_noised`,
+        l_M = log mean_{m=0..M} exp( log p(a^K_m) + sum_k rho_{k,m} )
 
-        l_M = log mean_{m=0..M} exp( log p(a^K_m) + sum_k rho_{k,m} ),
-
-    where m = 0 is the chain that made a^0 and the others are noised from the same a^0 with pi: importance sampling of
-    log q(a^0). Because one path comes from the chain itself, E[l_M] falls to E[log q(a^0)] as M grows and -E[l_M] stays
-    below the entropy (1905.03290). Both subtract the squashing's log-determinant,
-    `squash_log_det`: a^0 `[B, A]` -> `[B]`.
-
-    Returns: both by TensorBoard tag, `[B]` in nats: the mean over samples is the bound and the estimate.
+    where m = 0 is the chain that made a^0 and the M = `num_paths` others are noised from the same a^0 with pi:
+    importance sampling. Because one path comes from the chain itself, E[l_M] falls to E[log q(a^0)] as M grows and
+    -E[l_M] stays below the entropy (1905.03290).
     """
-    chain_key, noise_key = jax.random.split(key)
-    chain = sample_chain(chain_key, drift_fn, schedule, shape)
-    likelihood = chain_log_likelihood(chain)
 
     def noise_step(latent, noise_and_k):  # a^{k-1} -> a^k, of all M paths [M, B, A]
         noise, k = noise_and_k
@@ -271,10 +272,33 @@ def entropy_terms(
         log_denoising = gaussian_log_prob(latent, *denoising_mean_std(schedule, drift, noised, k))
         return noised, log_denoising - gaussian_log_prob(noised, mean, std)
 
-    start = jnp.broadcast_to(chain.latents[0], (num_noised, *chain.latents[0].shape))
-    noise = jax.random.normal(noise_key, (schedule.num_denoising_steps, *start.shape))
+    start = jnp.broadcast_to(chain.latents[0], (num_paths, *chain.latents[0].shape))
+    noise = jax.random.normal(key, (schedule.num_denoising_steps, *start.shape))
     last, rho = jax.lax.scan(noise_step, start, (noise, jnp.arange(1, schedule.num_denoising_steps + 1)))
     noised = prior_log_prob(schedule, last) + rho.sum(axis=0)
-    tighter = jax.nn.logsumexp(jnp.concatenate([likelihood[None], noised]), axis=0) - jnp.log(1.0 + num_noised)
-    log_det = squash_log_det(chain.latents[0])
-    return {"diffusion/entropy_bound": log_det - likelihood, "diffusion/entropy_estimate": log_det - tighter}
+    return jax.nn.logsumexp(jnp.concatenate([chain_log_likelihood(chain)[None], noised]), axis=0) - jnp.log(
+        1.0 + num_paths
+    )
+
+
+def entropy_terms(
+    key: jax.Array,
+    drift_fn: DriftFn,
+    schedule: NoiseSchedule,
+    shape: tuple[int, ...],
+    squash_log_det: Callable[[jax.Array], jax.Array],
+    num_paths: int = 64,
+) -> dict[str, jax.Array]:
+    """One sample of the entropy's estimate -l_M and of its lower bound -l, for `shape` batch rows (key consumed).
+
+    Both are of the squashed action: `squash_log_det`, a^0 `[B, A]` -> `[B]`, is added.
+
+    Returns: both by TensorBoard tag, `[B]` in nats: the mean over samples is the estimate and the bound.
+    """
+    chain_key, noise_key = jax.random.split(key)
+    chain = sample_chain(chain_key, drift_fn, schedule, shape)
+    estimate, log_det = (
+        log_lik_estimate(noise_key, drift_fn, schedule, chain, num_paths),
+        squash_log_det(chain.latents[0]),
+    )
+    return {"eval/entropy": log_det - estimate, "eval/entropy_bound": log_det - chain_log_likelihood(chain)}

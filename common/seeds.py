@@ -1,9 +1,10 @@
-"""Many agents from the code of one."""
+"""Many agents from the code of one, and what a chunk of training steps reports."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def vmap_seeds(f: Callable) -> Callable:
@@ -20,3 +21,23 @@ def vmap_seeds(f: Callable) -> Callable:
         return jax.tree.map(lambda leaf: leaf[None], result)
 
     return for_all_seeds
+
+
+def learn_if(condition: Any, learn: Callable, agent: Any) -> tuple[Any, dict[str, jax.Array]]:
+    """`learn(agent)` -> (agent, metrics) where `condition` holds, otherwise the agent as it is.
+
+    A metric that was not computed is NaN: `mean_metrics` leaves it out. Keep `condition` the same for all seeds: under
+    `jax.vmap` a batched one would compute both branches.
+    """
+    if condition is True:
+        return learn(agent)
+
+    def skip(agent):
+        return agent, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(learn, agent)[1])
+
+    return jax.lax.cond(condition, learn, skip, agent)
+
+
+def mean_metrics(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The mean over the first axis `[T, ..]` of what was computed, NaN where nothing was."""
+    return jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)

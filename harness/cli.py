@@ -60,7 +60,7 @@ def parse(Args: type[Experiment], words: list[str]) -> Experiment:
 
 def resumed(words: list[str]) -> str | None:
     """What follows --resume."""
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in zip(words, [*words, None][1:], strict=True):
         if word in ("--help", "-h"):
             return None
         if word == "--resume" or word.startswith("--resume="):

@@ -16,14 +16,14 @@ def not_finite(
 
     Args:
       episodes: of one chunk, leaves `[S, T, N]` on the host.
-      metrics: of one chunk by tag, `[S]`.
+      metrics: of one chunk by tag, `[S]`; NaN stands for no value (a loss that is NaN makes parameters NaN).
       agents: after the chunk, leaves `[S, ..]`.
     """
     found = {}
     finite_agents = np.asarray(finite(agents))
     num_steps = episodes.finite.shape[1]
     for s in range(len(finite_agents)):
-        losses = [tag for tag, x in metrics.items() if tag.startswith("losses/") and not np.isfinite(x[s])]
+        losses = [tag for tag, x in metrics.items() if tag.startswith("losses/") and np.isinf(x[s])]
         if not episodes.finite[s].all():
             t, n = np.argwhere(~episodes.finite[s])[0]
             what = f"an observation or reward of environment {n} is not finite"

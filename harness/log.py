@@ -62,10 +62,11 @@ class Log:
         return last
 
     def values(self, step: int, values: dict[str, np.ndarray], agents: list[int]) -> None:
-        """Writes values by tag, `[S]`, of `agents`."""
+        """Writes values by tag, `[S]`, of `agents`; NaN stands for no value."""
         for s in agents:
             for tag, x in values.items():
-                self.scalar(step, s, tag, float(x[s]))
+                if not np.isnan(x[s]):
+                    self.scalar(step, s, tag, float(x[s]))
 
     def scalar(self, step: int, agent: int, tag: str, value: float) -> None:
         """Writes one value of agent number `agent`."""

@@ -108,13 +108,13 @@ class Run:
         Args:
           state: the training state after the chunk.
           episodes: of its T steps, leaves `[S, T, N]`.
-          metrics: by tag, `[S]`; empty where nothing was learned.
+          metrics: by tag, `[S]`; NaN where there is no value.
         """
         episodes, metrics = jax.device_get((episodes, metrics))  # waits, so that the time measured is the chunk's
         if self.env.error:
             raise self.env.error
         seconds = time.time() - self._chunk_begin - compile_seconds(self._chunk_begin)
-        if metrics:
+        if any(np.isfinite(values).any() for values in metrics.values()):
             self.record.learning_seconds += seconds
             self.record.learning_steps += self.args.log_frequency
         begin, self.step = self.step, self.step + self.args.log_frequency

@@ -1,0 +1,344 @@
+"""CrossQ: SAC with batch normalisation in the critics and without target networks (arXiv 1902.05605), in one file.
+
+Run:   python crossq_jax.py --env-id Hopper-v4 --seed 1
+Docs:  docs/crossq.md
+Diff:  diff -u sac_jax.py crossq_jax.py shows what it changes in SAC.
+
+Shapes in the comments: B batch, N environments, O observation, A action, S seeds.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from flax.training.train_state import TrainState
+
+from common import distributions, replay
+from common.seeds import learn_if, mean_metrics, vmap_seeds
+from envs import EnvState, make_env
+from harness import Evaluator, Experiment, Run, cli
+
+# ---------------------------------------------------------------------------------------------------------- arguments
+
+
+@dataclass(frozen=True)
+class Args(Experiment):
+    exp_name: str = "crossq_jax"
+    """name of this experiment, part of the folder's name"""
+    log_frequency: int = Experiment.changeable(1000)
+    """environment steps per compiled chunk: logs, evaluations and signals wait for its end"""
+    buffer_size: int = 1_000_000
+    """transitions in the replay buffer"""
+    learning_starts: int = 5000
+    """environment steps with random actions before learning starts"""
+    batch_size: int = 256
+    """transitions per update"""
+    updates_per_step: float = 1.0
+    """updates per environment step; times num_envs it must be a whole number"""
+    policy_frequency: int = 3
+    """updates of the critics per update of actor and temperature"""
+    gamma: float = 0.99
+    """discount"""
+    q_b1: float = 0.5
+    """decay of the first moment in the critics' Adam"""
+    norm_momentum: float = 0.99
+    """decay of the running statistics of batch normalisation"""
+    policy_lr: float = 3e-4
+    """learning rate of the actor (Adam)"""
+    q_lr: float = 1e-3
+    """learning rate of the critics and of the temperature (Adam)"""
+    hidden_dim: int = 256
+    """units in each of the two hidden layers"""
+    alpha: float = 1.0
+    """temperature at the start, and throughout with --no-autotune"""
+    autotune: bool = True
+    """tune the temperature towards the target entropy"""
+    target_entropy_scale: float = 1.0
+    """target entropy = -scale * A nats"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.positive(
+            "buffer_size", "batch_size", "updates_per_step", "policy_frequency", "policy_lr", "q_lr", "hidden_dim"
+        )
+        self.not_negative("learning_starts", "alpha", "target_entropy_scale")
+        self.fraction("gamma", "q_b1", "norm_momentum")
+        self.check(self.learning_starts <= self.total_timesteps, "--learning-starts is above --total-timesteps")
+        self.check(
+            self.num_updates >= 1 and self.num_updates % 1 == 0,
+            "--num-envs times --updates-per-step must be a whole number of at least 1",
+        )
+
+    @property
+    def num_updates(self) -> float:
+        return self.num_envs * self.updates_per_step
+
+    def target_entropy(self, action_size: int) -> float:
+        return -self.target_entropy_scale * action_size
+
+
+# ----------------------------------------------------------------------------------------------------------- networks
+
+
+class Actor(nn.Module):
+    """Mean and log standard deviation of the Gaussian before the tanh: obs `[B, O]` -> two `[B, A]`."""
+
+    action_size: int
+    hidden_dim: int
+
+    @nn.compact
+    def __call__(self, obs):
+        x = nn.relu(nn.Dense(self.hidden_dim)(obs))
+        x = nn.relu(nn.Dense(self.hidden_dim)(x))
+        mean = nn.Dense(self.action_size)(x)
+        log_std = nn.tanh(nn.Dense(self.action_size)(x))
+        return mean, -5.0 + 0.5 * (2.0 + 5.0) * (log_std + 1.0)  # in [-5, 2]
+
+
+class Critic(nn.Module):
+    """Q(s, a): obs `[B, O]`, action `[B, A]` -> `[B]`. Normalised over the batch with `train`, else as so far."""
+
+    hidden_dim: int
+    momentum: float
+
+    @nn.compact
+    def __call__(self, obs, action, train):
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=self.momentum, epsilon=1e-3)
+        x = norm()(jnp.concatenate([obs, action], axis=-1))
+        x = norm()(nn.relu(nn.Dense(self.hidden_dim)(x)))
+        x = norm()(nn.relu(nn.Dense(self.hidden_dim)(x)))
+        return nn.Dense(1)(x).squeeze(-1)
+
+
+# Two critics with their own parameters on the same inputs: -> [2, B].
+TwinCritic = nn.vmap(
+    Critic, variable_axes={"params": 0, "batch_stats": 0}, split_rngs={"params": True}, in_axes=None, axis_size=2
+)
+
+
+# -------------------------------------------------------------------------------------------------------- agent state
+
+
+class CriticState(TrainState):
+    """The critics with their optimiser and the running statistics of their inputs and hidden layers."""
+
+    batch_stats: dict
+
+    def q(self, obs, action):
+        """Both critics with the running statistics, `[2, B]`."""
+        variables = {"params": self.params, "batch_stats": self.batch_stats}
+        return self.apply_fn(variables, obs, action, False)
+
+
+@struct.dataclass
+class Agent:
+    """All that is learned by one agent."""
+
+    actor: TrainState
+    critic: CriticState
+    temperature: TrainState
+
+    @property
+    def alpha(self):
+        return jnp.exp(self.temperature.params["log_alpha"])
+
+
+@struct.dataclass
+class Training:
+    """The whole state of one agent's training."""
+
+    agent: Agent
+    buffer: replay.Transition
+    env_state: EnvState
+    key: jax.Array
+
+
+def init_agent(args, env, key):
+    """A new agent for the environment's sizes (the key is consumed)."""
+    actor_key, critic_key = jax.random.split(key)
+    obs, action = jnp.zeros((1, env.observation_size)), jnp.zeros((1, env.action_size))
+    actor = Actor(env.action_size, args.hidden_dim)
+    critic = TwinCritic(args.hidden_dim, args.norm_momentum)
+    actor_params = actor.init(actor_key, obs)
+    critic_variables = critic.init(critic_key, obs, action, False)
+    log_alpha = jnp.log(jnp.float32(args.alpha))
+    return Agent(
+        actor=TrainState.create(apply_fn=actor.apply, params=actor_params, tx=optax.adam(args.policy_lr)),
+        critic=CriticState.create(apply_fn=critic.apply, tx=optax.adam(args.q_lr, b1=args.q_b1), **critic_variables),
+        temperature=TrainState.create(apply_fn=None, params={"log_alpha": log_alpha}, tx=optax.adam(args.q_lr)),
+    )
+
+
+def init_training(args, env, key):
+    """The state before the first step (the key is consumed)."""
+    agent_key, env_key, key = jax.random.split(key, 3)
+    env_state = env.reset(env_key)
+    return Training(
+        agent=init_agent(args, env, agent_key),
+        buffer=replay.init(replay.capacity(args.buffer_size, args.num_envs), transition_row(env)),
+        env_state=env_state,
+        key=key,
+    )
+
+
+def transition_row(env):
+    """Shapes of one row of the replay buffer."""
+    obs = jax.ShapeDtypeStruct((env.observation_size,), jnp.float32)
+    action = jax.ShapeDtypeStruct((env.action_size,), jnp.float32)
+    scalar, flag = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_)
+    return replay.Transition(obs=obs, action=action, reward=scalar, next_obs=obs, terminated=flag)
+
+
+# ------------------------------------------------------------------------------------------------------------- policy
+
+
+def sample_action(args, agent, key, obs):
+    """Action u = tanh(x), x ~ N(mean, std), `[B, A]`, and log pi(u | s) `[B]` in nats (the key is consumed)."""
+    mean, log_std = agent.actor.apply_fn(agent.actor.params, obs)
+    x = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+    log_prob = distributions.gaussian_log_prob(x, mean, jnp.exp(log_std)) - distributions.tanh_log_det(x)
+    return jnp.tanh(x), log_prob
+
+
+def deterministic_action(args, agent, obs):
+    """tanh of the mean, `[B, A]`."""
+    mean, _ = agent.actor.apply_fn(agent.actor.params, obs)
+    return jnp.tanh(mean)
+
+
+def entropy_terms(args, agent, key, obs):
+    """One sample of the policy's entropy, or of bounds of it, by tag, `[B]` in nats (the key is consumed)."""
+    return {"eval/entropy": -sample_action(args, agent, key, obs)[1]}
+
+
+# ----------------------------------------------------------------------------------------------------------- learning
+
+
+def with_actor(agent, params):
+    """The agent with other parameters of the actor."""
+    return agent.replace(actor=agent.actor.replace(params=params))
+
+
+def critic_loss(critic_params, args, agent, key, batch):
+    """Mean squared soft Bellman error, summed over the two critics; Q(s', a') is of the same critics, not trained.
+
+    (s, a) and (s', a') pass as one batch, so that they are normalised alike (1902.05605, section 3).
+    """
+    next_action, next_log_prob = sample_action(args, agent, key, batch.next_obs)
+    obs = jnp.concatenate([batch.obs, batch.next_obs])
+    action = jnp.concatenate([batch.action, next_action])
+    variables = {"params": critic_params, "batch_stats": agent.critic.batch_stats}
+    both_q, new = agent.critic.apply_fn(variables, obs, action, True, mutable=["batch_stats"])
+    q, next_q = jnp.split(both_q, 2, axis=1)
+    next_value = next_q.min(axis=0) - agent.alpha * next_log_prob
+    target = batch.reward + args.gamma * (1.0 - batch.terminated) * next_value
+    error = (q - jax.lax.stop_gradient(target)) ** 2
+    loss = jnp.mean(error, axis=1).sum()
+    metrics = {"losses/qf_loss": loss / 2, "losses/qf1_values": q[0].mean(), "losses/qf2_values": q[1].mean()}
+    return loss, (new["batch_stats"], metrics)
+
+
+def actor_loss(actor_params, args, agent, key, batch):
+    """alpha log pi - min Q at reparameterised actions (1812.05905, equation 9)."""
+    agent = with_actor(agent, actor_params)
+    action, log_prob = sample_action(args, agent, key, batch.obs)
+    q = agent.critic.q(batch.obs, action).min(axis=0)
+    loss = jnp.mean(agent.alpha * log_prob - q)
+    return loss, (log_prob, {"losses/actor_loss": loss})
+
+
+def update(args, agent, key, batch, index):
+    """One update on one batch (the key is consumed). `index`: updates before this one."""
+    critic_key, actor_key = jax.random.split(key)
+    grads, (batch_stats, qf_metrics) = jax.grad(critic_loss, has_aux=True)(
+        agent.critic.params, args, agent, critic_key, batch
+    )
+    agent = agent.replace(critic=agent.critic.apply_gradients(grads=grads, batch_stats=batch_stats))
+
+    def learn_actor(agent):
+        grads, (log_prob, metrics) = jax.grad(actor_loss, has_aux=True)(
+            agent.actor.params, args, agent, actor_key, batch
+        )
+        agent = agent.replace(actor=agent.actor.apply_gradients(grads=grads))
+        # Loss of log alpha: -exp(log alpha) stopgrad(log pi + target entropy); its gradient by hand.
+        if args.autotune:
+            error = log_prob + args.target_entropy(batch.action.shape[-1])
+            grads = {"log_alpha": -agent.alpha * error.mean()}
+            agent = agent.replace(temperature=agent.temperature.apply_gradients(grads=grads))
+        return agent, {**metrics, "losses/alpha": agent.alpha, "losses/entropy": -log_prob.mean()}
+
+    due = args.policy_frequency == 1 or index % args.policy_frequency == 0
+    agent, actor_metrics = learn_if(due, learn_actor, agent)
+    return agent, {**qf_metrics, **actor_metrics}
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+def train_step(args, env, state, step):
+    """One step of the N environments and the updates that belong to it. `step`: environment steps taken before."""
+    key, action_key, learn_key = jax.random.split(state.key, 3)
+    random_key, policy_key = jax.random.split(action_key)
+    obs = state.env_state.obs
+    random_action = jax.random.uniform(random_key, (args.num_envs, env.action_size), minval=-1.0, maxval=1.0)
+    policy_action, _ = sample_action(args, state.agent, policy_key, obs)
+    action = jnp.where(step < args.learning_starts, random_action, policy_action)
+
+    env_state, time_step = env.step(state.env_state, action)
+    rows = replay.Transition(obs, action, time_step.reward, time_step.final_obs, time_step.terminated)
+    buffer = replay.insert(state.buffer, step, rows)
+
+    num_updates = int(args.num_updates)
+
+    def learn(agent):
+        def one_update(agent, key_and_index):
+            sample_key, update_key = jax.random.split(key_and_index[0])
+            batch = replay.sample(sample_key, buffer, step + args.num_envs, args.batch_size)
+            return update(args, agent, update_key, batch, key_and_index[1])
+
+        index = (step - args.learning_starts) // args.num_envs * num_updates + jnp.arange(num_updates)
+        agent, metrics = jax.lax.scan(one_update, agent, (jax.random.split(learn_key, num_updates), index))
+        return agent, mean_metrics(metrics)
+
+    agent, metrics = learn_if(step >= args.learning_starts, learn, state.agent)
+    return Training(agent, buffer, env_state, key), (time_step.episode, metrics)
+
+
+@partial(jax.jit, static_argnames=("args", "env"), donate_argnames="state")
+def train_chunk(args, env, state, step):
+    """`log_frequency` environment steps of all S agents in one XLA program; leaves of `state` are `[S, ..]`.
+
+    Returns the new state, the episodes `[S, T, N]`, and metrics by tag `[S]`.
+    """
+    steps = step + args.num_envs * jnp.arange(args.log_frequency // args.num_envs)
+
+    def one_seed(state):
+        state, (episodes, metrics) = jax.lax.scan(partial(train_step, args, env), state, steps)
+        return state, episodes, mean_metrics(metrics)
+
+    return vmap_seeds(one_seed)(state)
+
+
+# --------------------------------------------------------------------------------------------------------------- main
+
+
+def train(args):
+    env = make_env(args.env_id, args.num_envs, args.num_seeds, args.env_kwargs)
+    evaluate = Evaluator(args, sample_action, deterministic_action, entropy_terms)
+    with Run(args, env) as run:
+        state = run.start(partial(init_training, args, env))
+        while run.goes_on():
+            state, episodes, metrics = train_chunk(args, env, state, run.step)
+            run.log(state, episodes, metrics)
+            if run.due(args.eval_frequency):
+                run.log_evaluation(evaluate(state.agent, run.step))
+            run.save_if_due(state)
+        run.finish(state, evaluate)
+
+
+if __name__ == "__main__":
+    cli.run(Args, train)
