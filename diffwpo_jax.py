@@ -306,8 +306,8 @@ def actor_loss(actor_params, args, agent, key, batch):
         q = agent.critic.apply_fn(agent.critic.params, batch.obs, action).min(axis=0)
         return jnp.sum(q - agent.alpha * log_lik), (chain, log_lik)
 
-    gradient, (chain, log_lik) = jax.grad(objective, has_aux=True)(noise)
-    velocity = gradient / schedule.std[:, None]  # a^{k-1} moves by std times its noise
+    gradient, (chain, log_lik) = jax.lax.stop_gradient(jax.grad(objective, has_aux=True)(noise))
+    velocity = gradient / jax.lax.stop_gradient(schedule.std[:, None])  # a^{k-1} moves by std times its noise
 
     old_drift, old_schedule = policy_terms(args, with_actor(agent, agent.target_actor_params), batch.obs)
     drift, schedule = policy_terms(args, with_actor(agent, actor_params), batch.obs)

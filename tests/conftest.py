@@ -11,7 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """XLA without most optimisations, as in tests/scripts.py: for modules that compile more than they compute."""
+    """XLA without most optimisations, as in tests/running.py: for modules that compile more than they compute."""
     import jax  # reads the environment set above
 
     jax.config.update("jax_disable_most_optimizations", True)

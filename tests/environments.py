@@ -25,7 +25,10 @@ class Counting(PendulumEnv):
 
 
 class NotANumber(PendulumEnv):
-    """Pendulum; of the copies made in this process, number `which` gives the reward NaN from its step `at` on."""
+    """Pendulum; copy number `which` of those made since `copies` was 0 gives the reward NaN from its step `at` on.
+
+    A copy counts all its steps: where a resumed run replays its first episode, it comes to the same NaN.
+    """
 
     copies = 0
 
@@ -39,14 +42,6 @@ class NotANumber(PendulumEnv):
         self.count += 1
         obs, reward, *rest = super().step(action)
         return obs, np.nan if self.faulty and self.count >= self.at else reward, *rest
-
-
-class Opaque(PendulumEnv):
-    """Pendulum with an attribute of which nobody knows whether it is state."""
-
-    def __init__(self):
-        super().__init__()
-        self.handle = object()
 
 
 HIDDEN = {}
@@ -66,34 +61,32 @@ class Hidden(PendulumEnv):
         return obs, reward + HIDDEN[self.handle], *rest
 
 
-class Containers(PendulumEnv):
-    """Pendulum with state in lists, tuples and dictionaries; two attributes are one array."""
+class Countdown(gym.Env):
+    """`left`, drawn from 1 to `most` at the start, falls by 1 a step; the episode ends at 0. The reward is the action.
 
-    def __init__(self):
-        super().__init__()
-        self.history, self.table = [], {"sum": np.float32(0.0), 3: (1, 2.5, None)}
-        self.total = self.also_total = np.zeros(2)
-        self.noise = np.random.RandomState(3)
+    With `most` 0 no episode ends. `fails`: the step of an episode that raises an exception.
+    """
 
-    def step(self, action):
-        obs, reward, *rest = super().step(action)
-        self.history.append(float(reward))
-        self.table["sum"] += np.float32(reward)
-        self.total += obs[:2]
-        return obs, sum(self.history[-3:]) + self.table["sum"] + self.also_total[0] + self.noise.normal(), *rest
+    def __init__(self, most: int = 250, fails: int = 0):
+        self.most, self.fails, self.steps = most, fails, 0
+        self.observation_space = gym.spaces.Box(0, np.inf, (1,), np.float32)
+        self.action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
 
+    def _obs(self):
+        return np.array([self.left], np.float32)
 
-class WritesToItsAction(PendulumEnv):
-    """Pendulum with actions in [-1, 1], which it scales in place."""
-
-    def __init__(self):
-        super().__init__()
-        self.action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left, self.steps = int(self.np_random.integers(1, self.most + 1)) if self.most else 1000, 0
+        return self._obs(), {}
 
     def step(self, action):
-        action *= 0.5
-        return super().step(action)
+        self.left, self.steps = self.left - 1, self.steps + 1
+        if self.steps == self.fails:
+            raise ArithmeticError("the environment failed")
+        return self._obs(), float(action[0]), bool(self.most and self.left == 0), False, {}
 
 
-for cls in (Counting, NotANumber, Opaque, Hidden, Containers, WritesToItsAction):
+for cls in (Counting, NotANumber, Hidden):
     gym.register(f"{cls.__name__}-v0", entry_point=cls, max_episode_steps=200)
+gym.register("Countdown-v0", entry_point=Countdown)

@@ -31,7 +31,8 @@ SMALL = {
 
 
 def module_of(script: str):
-    return importlib.import_module(script.removesuffix(".py"))
+    """Imports a script by its path below ROOT; its folder must be on sys.path."""
+    return importlib.import_module(Path(script).stem)
 
 
 def known(script: str, settings: dict) -> dict:
@@ -88,13 +89,14 @@ def enter(script: str, settings: dict, status: int = 0, **variables: str) -> Don
     return Done(out.getvalue(), err.getvalue())
 
 
-# ------------------------------------------------------------------------------------------------ in a process of its own
+# ---------------------------------------------------------------------------------------------- in a process of its own
 
 
 def environment(**more: str) -> dict[str, str]:
     """The environment of a script's process. XLA compiles without most optimisations: the tests compile more than
     they compute."""
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **more}
+    settings = {"JAX_PLATFORMS": "cpu", "NPROC": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **settings, **more}
 
 
 def command(script: str, settings: dict) -> list[str]:

@@ -1,17 +1,16 @@
-"""Bad input is one clear line on stderr and exit status 2, never a traceback."""
+"""Bad input is one clear line on stderr and exit status 2, never a traceback, and leaves nothing behind."""
 
-import importlib
-import runpy
-import sys
+import json
+import shutil
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
-from common import UserError, evaluation
-from tests import scripts
-
-SCRIPTS = sorted(path.name for path in scripts.ROOT.glob("*_jax.py"))
+from envs import UserError
+from harness import Experiment, RunFolder, cli
+from harness.folder import RunFolderError
+from tests.running import SCRIPTS, enter, known, module_of, run, small
 
 
 class Spaces(gym.Env):
@@ -27,16 +26,10 @@ gym.register("Image-v0", entry_point=Spaces, kwargs={"observations": "image", "a
 gym.register("Unbounded-v0", entry_point=Spaces, kwargs={"observations": "vector", "actions": "unbounded"})
 
 
-def enter(script, settings, monkeypatch, capsys):
-    """Runs the script's command in this process; returns its exit status and what it wrote to stderr."""
-    importlib.import_module(script.removesuffix(".py"))  # so that the copy that runs here does not stay as the module
-    monkeypatch.setattr(sys, "argv", [script, *scripts.flags(settings)])
-    try:
-        runpy.run_path(str(scripts.ROOT / script), run_name="__main__")
-        status = 0
-    except SystemExit as leaving:
-        status = leaving.code
-    return status, capsys.readouterr().err
+def assert_one_line(stderr, *words):
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
+    for word in words:
+        assert word in stderr
 
 
 # What is wrong, the settings, and what the line must say. The first column names the test.
@@ -48,79 +41,191 @@ CASES = [
     ("discrete actions", {"env-id": "CartPole-v1"}, ["CartPole-v1", "Discrete(2)", "Box"]),
     ("unbounded actions", {"env-id": "Unbounded-v0"}, ["Unbounded-v0", "unbounded"]),
     ("image observations", {"env-id": "Image-v0"}, ["Image-v0", "image"]),
-    ("zero steps", {"total-timesteps": 0}, ["--total-timesteps", "positive"]),
-    ("negative environments", {"num-envs": -1}, ["--num-envs", "positive"]),
-    ("no seeds", {"num-seeds": 0}, ["--num-seeds", "positive"]),
-    ("negative seed", {"seed": -1}, ["--seed", "negative"]),
-    ("no evaluation episodes", {"eval-episodes": 0}, ["--eval-episodes", "positive"]),
-    ("negative evaluation frequency", {"eval-frequency": -100}, ["--eval-frequency", "positive"]),
-    ("zero chunk", {"log-frequency": 0}, ["--log-frequency", "positive"]),
-    ("steps between chunks", {"total-timesteps": 450}, ["--total-timesteps", "450", "multiple"]),
-    ("discount above one", {"gamma": 1.5}, ["--gamma", "1"]),
-    ("not a number", {"gamma": "nan"}, ["--gamma", "finite"]),
-    ("no run", {"evaluate": "no/such/run"}, ["no/such/run", "not a run folder"]),
-]
-REPLAY_CASES = [
+    ("zero steps", {"total-timesteps": 0}, ["--total-timesteps must be positive, not 0"]),
+    ("negative environments", {"num-envs": -1}, ["--num-envs must be positive, not -1"]),
+    ("no seeds", {"num-seeds": 0}, ["--num-seeds must be positive, not 0"]),
+    ("negative seed", {"seed": -1}, ["--seed must not be negative, not -1"]),
+    ("seed of too many bits", {"seed": 2**31 - 1}, ["--seed must be below 2^31"]),
+    ("no evaluation episodes", {"eval-episodes": 0}, ["--eval-episodes must be positive, not 0"]),
+    ("negative evaluation frequency", {"eval-frequency": -100}, ["--eval-frequency must be positive, not -100"]),
+    ("evaluation between chunks", {"eval-frequency": 130}, ["--eval-frequency 130 must be a multiple of the 100"]),
+    ("negative checkpoint frequency", {"checkpoint-frequency": -1}, ["--checkpoint-frequency must not be negative"]),
+    ("zero chunk", {"log-frequency": 0}, ["--log-frequency must be positive, not 0"]),
+    ("part of a step", {"log-frequency": 25}, ["--log-frequency 25 must be a multiple of --num-envs 2"]),
+    ("steps between chunks", {"total-timesteps": 450}, ["--total-timesteps 450 must be a multiple of the 100"]),
+    ("discount above one", {"gamma": 1.5}, ["--gamma must not be above 1, not 1.5"]),
+    ("not a number", {"gamma": "nan"}, ["--gamma must be finite, not nan"]),
+    ("infinite", {"max-grad-norm": "inf"}, ["--max-grad-norm must be finite, not inf"]),
+    ("no run", {"resume": "no/such/run"}, ["'no/such/run' is not a run folder: it has no args.json"]),
+    # a replay buffer
     ("late start", {"learning-starts": 500}, ["--learning-starts", "--total-timesteps"]),
-    ("negative start", {"learning-starts": -1}, ["--learning-starts", "negative"]),
-    ("empty buffer", {"buffer-size": 0}, ["--buffer-size", "positive"]),
-    ("empty batch", {"batch-size": 0}, ["--batch-size", "positive"]),
+    ("negative start", {"learning-starts": -1}, ["--learning-starts must not be negative, not -1"]),
+    ("empty buffer", {"buffer-size": 0}, ["--buffer-size must be positive, not 0"]),
+    ("empty batch", {"batch-size": 0}, ["--batch-size must be positive, not 0"]),
     ("part of an update", {"updates-per-step": 0.3}, ["--updates-per-step", "whole number"]),
-]
-DIFFUSION_CASES = [
-    ("no denoising steps", {"num-denoising-steps": 0}, ["--num-denoising-steps", "positive"]),
-    ("negative denoising steps", {"num-denoising-steps": -3}, ["--num-denoising-steps", "positive"]),
+    # rollouts
+    ("uneven minibatches", {"num-minibatches": 7}, ["--num-minibatches 7 must divide the", "rows of a rollout"]),
+    ("no rollout", {"num-steps": 0}, ["--num-steps must be positive, not 0"]),
+    ("lambda above one", {"gae-lambda": 1.5}, ["--gae-lambda must not be above 1, not 1.5"]),
+    ("negative clipping", {"clip-coef": -0.1}, ["--clip-coef must be positive, not -0.1"]),
+    # diffusion policies
+    ("no denoising steps", {"num-denoising-steps": 0}, ["--num-denoising-steps must be positive, not 0"]),
+    ("negative denoising steps", {"num-denoising-steps": -3}, ["--num-denoising-steps must be positive, not -3"]),
     ("noise level of one", {"initial-beta-last": 1.0}, ["noise level", "below 1"]),
-    ("no noise", {"initial-beta-first": 0.0}, ["--initial-beta-first", "positive"]),
-    ("no prior", {"prior-std": 0.0}, ["--prior-std", "positive"]),
+    ("no noise", {"initial-beta-first": 0.0}, ["--initial-beta-first must be positive, not 0.0"]),
+    ("no prior", {"prior-std": 0.0}, ["--prior-std must be positive, not 0.0"]),
 ]
 
 
 def cases():
     for script in SCRIPTS:
-        fields = importlib.import_module(script.removesuffix(".py")).Args.__dataclass_fields__
-        for name, settings, words in CASES + REPLAY_CASES + DIFFUSION_CASES:
-            if all(flag.replace("-", "_") in fields for flag in settings):
+        for name, settings, words in CASES:
+            if known(script, settings) == settings:
                 yield pytest.param(script, settings, words, id=f"{script}-{name}")
 
 
 @pytest.mark.parametrize("script, settings, words", cases())
-def test_one_line_and_status_2(script, settings, words, tmp_path, monkeypatch, capsys):
-    settings = {**scripts.small(script), "runs-folder": tmp_path, **settings}
-    status, stderr = enter(script, settings, monkeypatch, capsys)
-    assert status == 2
-    assert stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
-    for word in words:
-        assert word in stderr
+def test_one_line_and_status_2(script, settings, words, tmp_path):
+    done = enter(script, {**small(script), "runs-folder": tmp_path, **settings}, status=2)
+    assert_one_line(done.stderr, *words)
+    assert done.stdout == ""
     assert not list(tmp_path.iterdir())  # no folder of a run that never was
 
 
+def test_every_case_is_some_scripts():
+    for name, settings, _ in CASES:
+        assert any(known(script, settings) == settings for script in SCRIPTS), name
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_unwritable_runs_folder(script, tmp_path, monkeypatch, capsys):
+def test_unwritable_runs_folder(script, tmp_path):
     """A file in the folder's place: the permissions of a folder mean nothing to root."""
     (tmp_path / "file").write_text("")
-    status, stderr = enter(script, {"env-id": "Pendulum-v1", "runs-folder": tmp_path / "file"}, monkeypatch, capsys)
-    assert status == 2
-    assert stderr.startswith("error: ") and stderr.count("\n") == 1 and str(tmp_path / "file") in stderr
+    done = enter(script, {**small(script), "runs-folder": tmp_path / "file"}, status=2)
+    assert_one_line(done.stderr, str(tmp_path / "file"))
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"script": "os"}', '{"script": "no_such_script"}', '{"seed": 1}'])
-def test_evaluate_refuses_what_is_no_run(content, tmp_path, monkeypatch, capsys):
-    (tmp_path / "args.json").write_text(content)
-    status, stderr = enter(SCRIPTS[0], {"evaluate": tmp_path}, monkeypatch, capsys)
-    assert status == 2
-    assert stderr.startswith("error: ") and stderr.count("\n") == 1 and "args.json" in stderr
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_says_every_argument(script, capsys):
+    """What follows --help is not read."""
+    module = module_of(script)
+    with pytest.raises(SystemExit) as leaving:
+        cli.parse(module.Args, ["--help", "--resume", "no/such/run"])
+    assert leaving.value.code == 0
+    shown = capsys.readouterr().out
+    assert module.__doc__.splitlines()[0][:60] in shown
+    for name in module.Args.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in shown
 
 
-def test_a_damaged_agent_is_refused(tmp_path):
-    (tmp_path / "args.json").write_text('{"script": "sac_jax", "env_id": "Pendulum-v1", "hidden_dim": 8}')
-    (tmp_path / "agent.msgpack").write_bytes(b"\x00 no agent")
-    with pytest.raises(UserError, match=r"agent\.msgpack"):
-        evaluation.load_agent(tmp_path)
+def test_unknown_arguments_have_status_2(tmp_path):
+    done = enter("sac_jax.py", {"runs-folder": tmp_path, "gama": 0.5}, status=2)
+    assert "--gama" in done.stderr and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("script, settings", [("sac_jax.py", {"env-id": "Hoper-v4"}), ("diffsac_jax.py", {"gamma": 2})])
-def test_as_a_command(script, settings, tmp_path):
+def test_as_a_command(tmp_path):
     """The same through a process of its own."""
-    done = scripts.run(script, {**scripts.small(script), **settings, "runs-folder": tmp_path}, status=2)
-    assert done.stdout == "" and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    done = run("sac_jax.py", {**small("sac_jax.py"), "env-id": "Hoper-v4", "runs-folder": tmp_path}, status=2)
+    assert done.stdout == ""
+    assert_one_line(done.stderr, "Hopper-v4")
+
+
+# ------------------------------------------------------------------------------------------- --resume of what is no run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What a run of sac_jax.py leaves when it is killed before its first checkpoint."""
+    run_folder = RunFolder(tmp_path)
+    run_folder.write_args(module_of("sac_jax.py").Args(env_id="Pendulum-v1"))
+    (tmp_path / "scalars.csv").write_text("global_step,wall_time,seed,tag,value\n")
+    return tmp_path
+
+
+def assert_refused(script, folder, *words, **more):
+    """In one line, and without a change to the folder."""
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    done = enter(script, {"resume": folder, **more}, status=2)
+    assert_one_line(done.stderr, *words)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '"x"', "null", '{"seed": 1}', b"\xff\xfe"])
+def test_resume_refuses_broken_arguments(folder, content):
+    (folder / "args.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert_refused("sac_jax.py", folder, "args.json", "is not the args.json of a run")
+
+
+def test_resume_refuses_another_scripts_run(folder):
+    assert_refused("ppo_jax.py", folder, "was made by sac_jax.py, not by ppo_jax.py: use that script")
+
+
+@pytest.mark.parametrize("layout", [1, 3, "x", None])
+def test_resume_refuses_another_layout(folder, layout):
+    """Folders of the first layout do not say which it is."""
+    stored = json.loads((folder / "args.json").read_text())
+    stored |= {"layout": layout}
+    if layout == 1:
+        del stored["layout"]
+    (folder / "args.json").write_text(json.dumps(stored))
+    assert_refused("sac_jax.py", folder, f"has the layout {layout} of another version of sac_jax.py", "versions.json")
+
+
+def test_resume_refuses_other_arguments_than_the_script_has(folder):
+    stored = json.loads((folder / "args.json").read_text())
+    del stored["tau"]
+    (folder / "args.json").write_text(json.dumps({**stored, "zeta": 1}))
+    assert_refused("sac_jax.py", folder, "was made by another version of sac_jax.py, which differs in tau, zeta")
+
+
+def test_resume_refuses_a_folder_that_is_gone(folder):
+    shutil.rmtree(folder)
+    done = enter("sac_jax.py", {"resume": folder}, status=2)
+    assert_one_line(done.stderr, "is not a run folder")
+    assert not folder.exists()
+
+
+def test_resume_refuses_arguments_out_of_range(folder):
+    assert_refused("sac_jax.py", folder, "--eval-frequency must be positive, not -1", **{"eval-frequency": -1})
+    assert_refused("sac_jax.py", folder, "--tau 0.5 conflicts with", "begun with 0.005", tau=0.5)
+
+
+# --------------------------------------------------------------------------------------------------------------- parts
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ([], None),
+        (["--seed", "3"], None),
+        (["--resume", "a b"], "a b"),
+        (["--seed", "3", "--resume=a=b"], "a=b"),
+        (["--resume", "x", "--seed", "3"], "x"),
+        (["--resume"], None),
+        (["--help", "--resume", "x"], None),
+    ],
+)
+def test_what_follows_resume(words, expected):
+    assert cli.resumed(words) == expected
+
+
+@pytest.mark.parametrize(
+    "error, status", [(UserError("what"), 2), (RunFolderError("what"), 1), (KeyboardInterrupt(), 130)]
+)
+def test_exit_status_of_an_error(error, status, capsys):
+    with pytest.raises(SystemExit) as leaving, cli.one_line_errors():
+        raise error
+    assert leaving.value.code == status
+    assert capsys.readouterr().err == ("" if status == 130 else "error: what\n")
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError), cli.one_line_errors():
+        raise ZeroDivisionError
+
+
+def test_arguments_are_those_of_the_command_line(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli.sys, "argv", ["x_jax.py", "--seed", "3", "--log-frequency", "200"])
+    cli.run(module_of("sac_jax.py").Args, seen.append)
+    assert isinstance(seen[0], Experiment) and (seen[0].seed, seen[0].log_frequency) == (3, 200)

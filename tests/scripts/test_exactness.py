@@ -5,18 +5,19 @@ import importlib
 from functools import partial
 from types import SimpleNamespace
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import struct
+from flax.training.train_state import TrainState
 
-from common import diffusion, envs, replay
+from common import replay
 from common.distributions import gaussian_log_prob
+from envs.interface import EnvState, new_episode, with_episode
 
-# Algorithms with the chain, the per-step critics and one actor loss per step.
+# Algorithms with the chain and SAC's critics.
 DIFFUSION = ["diffsac_jax", pytest.param("diffwpo_jax", marks=pytest.mark.slow)]
 
 
@@ -30,67 +31,47 @@ def make_args(module, **settings):
     return module.Args(**{name: value for name, value in settings.items() if name in fields})
 
 
-class KnownCritic(nn.Module):
-    """Twin critics `[2, B]` that know the value of an action exactly; values of latents (j >= 1) they learn.
+def with_known_critic(agent, value):
+    """The agent with twin critics that know Q exactly: `value`, (obs `[B, O]`, action `[B, A]`) -> `[B]`."""
 
-    For a chain of linear-Gaussian steps these are quadratic in (s, a^j): `quadratic` learns just that.
-    """
+    def apply_fn(params, obs, action):
+        return jnp.stack([value(obs, action)] * 2)
 
-    value: callable  # (obs [B, O], action [B, A]) -> [B]
-    num_steps: int
-    quadratic: bool = False
-    scale: tuple = (1.0,)  # of the latents: one for all levels, or one per level
-
-    @nn.compact
-    def __call__(self, obs, latent, j=0):
-        j = jnp.broadcast_to(j, obs.shape[:-1])
-        scale = jnp.broadcast_to(jnp.asarray(self.scale), self.num_steps)[j]
-        x = jnp.concatenate([obs, latent / scale[..., None]], axis=-1)
-        if self.quadratic:
-            products = [x[..., i] * x[..., m] for i in range(x.shape[-1]) for m in range(i + 1)]
-            features = jnp.stack([jnp.ones_like(products[0]), *jnp.moveaxis(x, -1, 0), *products], axis=-1)
-            weights = self.param("weights", nn.initializers.zeros, (2, self.num_steps, features.shape[-1]))
-            learned = jnp.einsum("bf,cbf->cb", features, weights[:, j])
-        else:
-            x = jnp.concatenate([x, diffusion.level_embedding(j, self.num_steps)], axis=-1)
-            heads = []
-            for _ in range(2):
-                h = nn.relu(nn.Dense(128)(x))
-                h = nn.relu(nn.Dense(128)(h))
-                heads.append(nn.Dense(1)(h)[..., 0])
-            learned = jnp.stack(heads)
-        return jnp.where(j == 0, self.value(obs, latent), learned)
+    return agent.replace(critic=TrainState.create(apply_fn=apply_fn, params={}, tx=optax.identity()), target_params={})
 
 
-def with_critic(agent, args, critic, sizes):
-    """The agent with other critics, at their initial parameters."""
-    obs, action = jnp.zeros((1, sizes.observation_size)), jnp.zeros((1, sizes.action_size))
-    params = critic.init(jax.random.key(11), obs, action)
-    return agent.replace(
-        critic=critic,
-        critic_params=params,
-        target_params=params,
-        critic_opt_state=optax.adam(args.q_lr).init(params),
-    )
+def with_actor_params(agent, params):
+    return agent.replace(actor=agent.actor.replace(params=params))
 
 
-def train(module, args, agent, key, num_updates, draw_batch, average=False):
+def with_rate(agent, **rates):
+    """The agent with other optimisers of its parts: Adam with these learning rates, numbers or schedules."""
+    parts = {}
+    for name, rate in rates.items():
+        part, tx = getattr(agent, name), optax.adam(rate)
+        parts[name] = part.replace(tx=tx, opt_state=tx.init(part.params))
+    return agent.replace(**parts)
+
+
+def train(module, args, agent, key, num_updates, draw_batch, averaged=0):
     """`num_updates` of the script's updates on batches draw_batch(key), in one compiled loop.
 
-    `average`: the actor's parameters are their mean over these updates, which takes Adam's noise out.
+    `averaged`: the actor's parameters are their mean over so many of the last updates, which takes Adam's noise out.
     """
 
     @jax.jit
     def loop(agent, key):
-        def one(carry, key):
-            agent, total = carry
+        def one(carry, key_and_index):
+            (agent, total), (key, i) = carry, key_and_index
             batch_key, update_key = jax.random.split(key)
-            agent, _ = module.update(args, agent, update_key, draw_batch(batch_key))
-            return (agent, jax.tree.map(jnp.add, total, agent.actor_params)), None
+            agent, _ = module.update(args, agent, update_key, draw_batch(batch_key), i)
+            weight = i >= num_updates - averaged
+            return (agent, jax.tree.map(lambda x, y: x + weight * y, total, agent.actor.params)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, agent.actor_params)
-        (agent, total), _ = jax.lax.scan(one, (agent, zeros), jax.random.split(key, num_updates))
-        return agent.replace(actor_params=jax.tree.map(lambda x: x / num_updates, total)) if average else agent
+        zeros = jax.tree.map(jnp.zeros_like, agent.actor.params)
+        each = jax.random.split(key, num_updates), jnp.arange(num_updates)
+        (agent, total), _ = jax.lax.scan(one, (agent, zeros), each)
+        return with_actor_params(agent, jax.tree.map(lambda x: x / averaged, total)) if averaged else agent
 
     return loop(agent, key)
 
@@ -134,11 +115,10 @@ def train_bandit(name, num_updates, start=None, **settings):
     agent_key, train_key = jax.random.split(jax.random.key(0))
     agent = jax.jit(partial(module.init_agent, args, BANDIT))(agent_key)
     if start is not None:
-        layers = agent.actor_params["params"]
+        layers = agent.actor.params["params"]
         mean = {**layers["Dense_2"], "bias": jnp.asarray(start)}
-        agent = agent.replace(actor_params={"params": {**layers, "Dense_2": mean}})
-    steps = getattr(args, "num_denoising_steps", 1)
-    agent = with_critic(agent, args, KnownCritic(bandit_value, steps, quadratic=steps == 1), BANDIT)
+        agent = with_actor_params(agent, {"params": {**layers, "Dense_2": mean}})
+    agent = with_known_critic(agent, bandit_value)
     agent = train(module, args, agent, train_key, num_updates, partial(bandit_batch, 256))
     elbo, shares = bandit_figures(module, args, agent)
     print(f"identity 3, {name} {settings}: ELBO {elbo:.3f}, modes {np.round(100 * shares, 1)} %")
@@ -206,32 +186,38 @@ def best_levels(num_steps, prior_std):
 
 
 def train_control(name, num_updates, prior_std=None, **settings):
-    """Trains on the exact Q: half of the updates, then half with a tenth of the learning rate, averaged at the end."""
+    """Trains on the exact Q: half of the updates, then half with a tenth of the learning rate, averaged at the end.
+
+    Returns module, args and agent.
+    """
     module = load(name)
     more = {} if prior_std is None else {"prior_std": float(prior_std)}
-    args = make_args(
-        module, gamma=GAMMA, autotune=False, alpha=ALPHA, hidden_dim=32, policy_lr=1e-3, q_lr=1e-2, **settings, **more
-    )
+    settings = {"autotune": False, "alpha": ALPHA, "hidden_dim": 32, **settings}
+    args = make_args(module, gamma=GAMMA, policy_lr=1e-3, q_lr=1e-2, **settings, **more)
     agent = jax.jit(partial(module.init_agent, args, CONTROL))(jax.random.key(0))
-    steps, scale = getattr(args, "num_denoising_steps", 1), (1.0,)
-    if prior_std is not None:
-        variance, beta = best_levels(steps, prior_std)
-        scale = tuple(float(x) for x in np.sqrt(variance[:-1]))
-        if not np.isclose(prior_std, LATENT_STD):  # b_1 would have to travel 3 units: start half a unit away
-            logits = jnp.asarray(np.log(beta / (1 - beta))[:, None] + 0.5, jnp.float32)
-            agent = agent.replace(actor_params={**agent.actor_params, "noise_logits": logits})
-    agent = with_critic(agent, args, KnownCritic(quadratic_value, steps, True, scale), CONTROL)
-    batch, tuned = partial(control_batch, 256), dataclasses.replace(args, policy_lr=args.policy_lr / 10)
-    agent = train(module, args, agent, jax.random.key(1), num_updates // 2, batch)
-    agent = train(module, tuned, agent, jax.random.key(2), num_updates // 2, batch, average=True)
-    np.testing.assert_allclose(agent.log_alpha, np.log(ALPHA), rtol=1e-6)  # --no-autotune
+    if prior_std is not None and not np.isclose(prior_std, LATENT_STD):
+        # b_1 would have to travel 3 units: start half a unit away.
+        _, beta = best_levels(args.num_denoising_steps, prior_std)
+        logits = jnp.asarray(np.log(beta / (1 - beta))[:, None] + 0.5, jnp.float32)
+        agent = with_actor_params(agent, {**agent.actor.params, "noise_logits": logits})
+    agent = with_known_critic(agent, quadratic_value)
+    half = num_updates // 2
+    rates = {part: optax.piecewise_constant_schedule(args.policy_lr, {half: 0.1}) for part in ("actor", "temperature")}
+    agent = with_rate(agent, **rates)
+    agent = train(module, args, agent, jax.random.key(1), num_updates, partial(control_batch, 256), averaged=half)
+    return module, args, agent
+
+
+def assert_control_is_optimal(name, num_updates, prior_std=None, **settings):
+    module, args, agent = train_control(name, num_updates, prior_std, **settings)
+    np.testing.assert_allclose(agent.temperature.params["log_alpha"], np.log(ALPHA), rtol=1e-6)  # --no-autotune
     gain, variance = gain_and_variance(module, args, agent)
-    expected = VARIANCE * (1.0 if prior_std is None else widening(steps, prior_std))
+    expected = VARIANCE * (1.0 if prior_std is None else widening(args.num_denoising_steps, prior_std))
     print(
         f"identity 10, {name}, exact Q, nu = {prior_std}: gain {gain:.4f} ({gain / GAIN:.3f} of the Riccati gain), "
         f"variance {variance:.4f} ({variance / expected:.3f} of {expected:.4f})"
     )
-    return gain / GAIN, variance / expected
+    assert abs(gain / GAIN - 1) < 0.02 and abs(variance / expected - 1) < 0.05
 
 
 def test_riccati_solution():
@@ -239,14 +225,14 @@ def test_riccati_solution():
 
 
 @struct.dataclass
-class ControlState:
-    x: jax.Array
-    t: jax.Array
+class ControlState(EnvState):
+    """The observation is the state x."""
+
     key: jax.Array
 
 
 class Control:
-    """The linear-quadratic problem with the interface of `common.envs`: 20 steps, then truncated."""
+    """The linear-quadratic problem with the interface of `envs`: 20 steps, then truncated."""
 
     observation_size, action_size = 1, 1
 
@@ -256,34 +242,42 @@ class Control:
     def reset(self, key):
         start_key, key = jax.random.split(key)
         x = jax.random.uniform(start_key, (self.num_envs, 1), minval=-1.0, maxval=1.0)
-        return ControlState(x, jnp.int32(0), key), x
+        return ControlState(**vars(new_episode(x)), key=key)
 
     def step(self, state, action):
         noise_key, start_key, key = jax.random.split(state.key, 3)
         a = BOUND * action
-        reward = -(state.x**2 + a**2)[:, 0]
-        final = DECAY * state.x + a + 0.1 * jax.random.normal(noise_key, state.x.shape)
-        truncated = state.t + 1 == 20
-        start = jax.random.uniform(start_key, state.x.shape, minval=-1.0, maxval=1.0)
-        x = jnp.where(truncated, start, final)
-        zeros = jnp.zeros(self.num_envs)
-        flags = jnp.broadcast_to(truncated, (self.num_envs,))
-        time_step = envs.TimeStep(x, final, reward, jnp.zeros_like(flags), flags, zeros, zeros)
-        return ControlState(x, jnp.where(truncated, 0, state.t + 1), key), time_step
+        reward = -(state.obs**2 + a**2)[:, 0]
+        final = DECAY * state.obs + a + 0.1 * jax.random.normal(noise_key, state.obs.shape)
+        truncated = state.episode_length + 1 == 20
+        start = jax.random.uniform(start_key, state.obs.shape, minval=-1.0, maxval=1.0)
+        x = jnp.where(truncated[:, None], start, final)
+        state, time_step = with_episode(state, x, final, reward, jnp.zeros_like(truncated), truncated)
+        return ControlState(**vars(state), key=key), time_step
 
 
 def test_identity_10_sac_exact_q():
-    gain, variance = train_control("sac_jax", 20_000)
-    assert abs(gain - 1) < 0.02 and abs(variance - 1) < 0.05
+    assert_control_is_optimal("sac_jax", 20_000)
 
 
 @pytest.mark.parametrize("prior_std", [LATENT_STD, 1.0], ids=["nu = s", "nu = 1"])
 @pytest.mark.parametrize("name", DIFFUSION)
 def test_identity_10_diffusion_exact_q(name, prior_std):
-    # DiffWPO's gradient has the score's noise on top of DiffSAC's: after 16,000 updates the gain is 0.988, not 0.996.
+    # DiffWPO's gradient has the score's noise on top of DiffSAC's.
     num_updates = 48_000 if name == "diffwpo_jax" else 16_000
-    gain, variance = train_control(name, num_updates, prior_std, num_denoising_steps=8)
-    assert abs(gain - 1) < 0.02 and abs(variance - 1) < 0.05
+    assert_control_is_optimal(name, num_updates, prior_std, num_denoising_steps=8)
+
+
+@pytest.mark.parametrize("num_steps", [pytest.param(k, marks=pytest.mark.slow) if k != 4 else k for k in (1, 2, 4, 8)])
+def test_identity_12_the_temperature_holds_the_real_entropy(num_steps):
+    """With the target on the estimate: the executed actions' entropy, of the Gaussian that the regression leaves."""
+    module, args, agent = train_control(
+        "diffsac_jax", 16_000, num_denoising_steps=num_steps, autotune=True, target_entropy_scale=1.2
+    )
+    _, variance = gain_and_variance(module, args, agent)
+    entropy = 0.5 * np.log(2 * np.pi * np.e * variance / BOUND**2)
+    print(f"identity 12, K = {num_steps}: entropy {entropy:.3f}, target -1.2, alpha {float(agent.alpha):.3f}")
+    assert abs(entropy + 1.2) < 0.05
 
 
 @pytest.mark.slow
@@ -301,17 +295,25 @@ def test_identity_10_end_to_end(name):
         num_envs=10, updates_per_step=0.2, total_timesteps=num_steps * 10, learning_starts=5000,
         prior_std=float(LATENT_STD), num_denoising_steps=8,
     )  # fmt: skip
-    tuned = dataclasses.replace(args, policy_lr=args.policy_lr / 10, q_lr=args.q_lr / 10)
     env = Control(10)
-    state = jax.jit(jax.vmap(partial(module.init_state, args, env)))(jax.random.split(jax.random.key(0), 1))
+    # Of the updates' counters: the first update is made when learning starts.
+    late = int(args.num_updates * (0.6 * args.total_timesteps - args.learning_starts) / args.num_envs)
+    falling = lambda rate: optax.piecewise_constant_schedule(rate, {late: 0.1})  # noqa: E731
+    rates = {"actor": falling(args.policy_lr), "critic": falling(args.q_lr)}
+    rates |= {"multiplier": falling(args.q_lr)} if name == "diffwpo_jax" else {}
+
+    def init_training(key):
+        state = module.init_training(args, env, key)
+        return state.replace(agent=with_rate(state.agent, **rates))
+
+    state = jax.jit(jax.vmap(init_training))(jax.random.split(jax.random.key(0), 1))
     actors = []
     for step in range(0, args.total_timesteps, args.log_frequency):
-        settings = args if step < 0.6 * args.total_timesteps else tuned
-        state, _ = module.train_chunk(settings, env, state, jnp.int32(step))
+        state, *_ = module.train_chunk(args, env, state, jnp.int32(step))
         if step >= 0.7 * args.total_timesteps:
-            actors.append(jax.device_get(state.agent.actor_params))
+            actors.append(jax.device_get(state.agent.actor.params))
     actor_params = jax.tree.map(lambda *x: np.mean(x, axis=0), *actors)
-    agent = jax.tree.map(lambda x: x[0], state.agent.replace(actor_params=actor_params))
+    agent = jax.tree.map(lambda x: x[0], with_actor_params(state.agent, actor_params))
     gain, variance = gain_and_variance(module, args, agent)
     print(f"identity 10, {name}, end to end: gain {gain / GAIN:.3f}, variance {variance / VARIANCE:.3f} of the optimum")
     assert abs(gain / GAIN - 1) < 0.05 and abs(variance / VARIANCE - 1) < 0.15

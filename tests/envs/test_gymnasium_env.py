@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common import UserError, envs
+from envs import UserError, make_env
+from envs.gymnasium_make import make_gymnasium
 
 
 class Grid(gym.Env):
@@ -61,8 +62,8 @@ def in_a_scan(env, key, actions):
 
     @jax.jit
     def rollout(key, actions):
-        env_state, obs = env.reset(key)
-        return obs, jax.lax.scan(env.step, env_state, actions)[1]
+        env_state = env.reset(key)
+        return env_state.obs, jax.lax.scan(env.step, env_state, actions)[1]
 
     return jax.tree.map(np.asarray, rollout(key, actions))
 
@@ -76,7 +77,7 @@ def in_a_scan(env, key, actions):
     ],
 )
 def test_equals_gymnasium_stepped_by_hand(env_id, limit, ends):
-    env = envs.make_env(env_id, 3, env_kwargs=f'{{"max_episode_steps": {limit}}}')
+    env = make_env(env_id, 3, env_kwargs=f'{{"max_episode_steps": {limit}}}')
     key = jax.random.key(7)
     # Multiples of 1/256: scaling them to the bounds is exact, so that the comparison can be.
     actions = np.float32(np.random.default_rng(0).integers(-256, 257, (100, 3, env.action_size)) / 256)
@@ -92,39 +93,41 @@ def test_equals_gymnasium_stepped_by_hand(env_id, limit, ends):
         assert getattr(time_step, name).any() == (name in ends)
     # Where an episode ended, the next observation is the reset's and the final one is not.
     done = time_step.terminated | time_step.truncated
+    np.testing.assert_array_equal(time_step.episode.done, done)
+    assert time_step.episode.finite.all()
     assert np.all(np.any(time_step.obs != time_step.final_obs, axis=-1) == done)
 
     assert [(t, n) for t, n, _, _ in sorted(episodes)] == [tuple(x) for x in np.argwhere(done)]
     for t, n, episode_return, length in episodes:
-        np.testing.assert_allclose(time_step.episode_return[t, n], episode_return, rtol=1e-5)
-        assert time_step.episode_length[t, n] == length
+        np.testing.assert_allclose(time_step.episode.return_[t, n], episode_return, rtol=1e-5)
+        assert time_step.episode.length[t, n] == length
     env.close()
 
 
 def test_agents_side_by_side_are_one_call_and_equal_single_ones():
     keys = jax.random.split(jax.random.key(1), 2)
     actions = np.random.default_rng(1).uniform(-1, 1, (15, 2, 3, 1)).astype(np.float32)
-    both = envs.make_env("Pendulum-v1", 3, 2, '{"max_episode_steps": 6}')
+    both = make_env("Pendulum-v1", 3, 2, '{"max_episode_steps": 6}')
     calls = []
     step = both.envs.step
     both.envs.step = lambda action: calls.append(action.shape) or step(action)
 
     @jax.jit
     def rollout(keys, actions):
-        env_state, obs = jax.vmap(both.reset)(keys)
-        return obs, jax.lax.scan(jax.vmap(both.step), env_state, actions)[1]
+        env_state = jax.vmap(both.reset)(keys)
+        return env_state.obs, jax.lax.scan(jax.vmap(both.step), env_state, actions)[1]
 
     obs, time_step = jax.tree.map(np.asarray, rollout(keys, actions))
     assert calls == [(6, 1)] * 15
     for s in range(2):
-        single = envs.make_env("Pendulum-v1", 3, 1, '{"max_episode_steps": 6}')
+        single = make_env("Pendulum-v1", 3, 1, '{"max_episode_steps": 6}')
         single_obs, single_step = in_a_scan(single, keys[s], actions[:, s])
         np.testing.assert_array_equal(obs[s], single_obs)
         jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:, s], y), time_step, single_step)
 
 
 def test_flattens_observations_and_rescales_each_action_dimension():
-    env = envs.make_env("Grid-v0", 1)
+    env = make_env("Grid-v0", 1)
     assert (env.observation_size, env.action_size) == (6, 2)
     np.testing.assert_array_equal(env.action_low, [-1.0, 2.0])
     np.testing.assert_array_equal(env.action_high, [1.0, 6.0])
@@ -162,7 +165,7 @@ gym.register("Rude-v0", Rude)
 
 
 def test_an_environment_may_write_to_its_arrays_and_have_any_info():
-    env = envs.make_env("Rude-v0", 2)
+    env = make_env("Rude-v0", 2)
     _, time_step = in_a_scan(env, jax.random.key(0), np.full((4, 2, 1), 0.5, np.float32))
     assert env.error is None
     np.testing.assert_array_equal(time_step.final_obs[:, 0, 0], [1.0, 2.0, 3.0, 1.0])
@@ -174,7 +177,7 @@ def test_rescaled_actions_stay_within_the_bounds():
     bounds = np.sort(np.random.default_rng(0).uniform(-3.0, 3.0, (300, 2)).astype(np.float32), axis=1)
     beyond = 0
     for low, high in bounds:
-        env = envs.make_gymnasium("Rude-v0", f'{{"low": {low}, "high": {high}}}')
+        env = make_gymnasium("Rude-v0", f'{{"low": {low}, "high": {high}}}')
         env.reset()
         for action in (-1.0, 1.0):
             env.step(np.float32([action]))  # asserts that its action space contains it
@@ -189,29 +192,36 @@ def test_bounds_are_those_of_what_the_id_makes():
     gym.register("Wide-v0", lambda: gym.wrappers.RescaleAction(Rude(), np.float32(-2.0), np.float32(2.0)))
     gym.register("Narrow-v0", lambda: gym.wrappers.RescaleAction(Rude(-5.0, 5.0), np.float32(-1.0), np.float32(1.0)))
     for env_id, bound in (("Wide-v0", 2.0), ("Narrow-v0", 1.0), ("Rude-v0", 1.0)):
-        env = envs.make_env(env_id, 1)
+        env = make_env(env_id, 1)
         np.testing.assert_array_equal([env.action_low, env.action_high], [[-bound], [bound]])
 
 
 def test_module_prefix_imports_the_environment():
-    env = envs.make_env("tests.test_envs:Grid-v0", 1)
+    env = make_env("tests.envs.test_gymnasium_env:Grid-v0", 1)
     assert env.observation_size == 6
 
 
 def test_an_exception_in_the_environment_is_kept_for_the_training_loop():
-    env = envs.make_env("Grid-v0", 2, env_kwargs='{"raise_at": 3}')
+    env = make_env("Grid-v0", 2, env_kwargs='{"raise_at": 3}')
     _, time_step = in_a_scan(env, jax.random.key(0), np.zeros((5, 2, 2), np.float32))
     assert isinstance(env.error, ValueError) and "joint" in str(env.error)
     assert np.isfinite(time_step.reward[:2]).all() and np.isnan(time_step.reward[2]).all()
+    np.testing.assert_array_equal(time_step.episode.finite[:3], [[True] * 2, [True] * 2, [False] * 2])
 
 
 @pytest.mark.parametrize("kwargs", ["[1]", "{", '"x"'])
 def test_environment_keyword_arguments_must_be_a_json_object(kwargs):
     with pytest.raises(UserError, match="JSON object"):
-        envs.make_env("Pendulum-v1", 1, env_kwargs=kwargs)
+        make_env("Pendulum-v1", 1, env_kwargs=kwargs)
 
 
 def test_unknown_keyword_arguments_are_one_line():
     with pytest.raises(UserError, match="colour") as error:
-        envs.make_env("Pendulum-v1", 1, env_kwargs='{"colour": 1}')
+        make_env("Pendulum-v1", 1, env_kwargs='{"colour": 1}')
     assert "\n" not in str(error.value)
+
+
+def test_non_finite_actions_do_not_reach_the_environment():
+    env = make_env("Pendulum-v1", 2)
+    _, time_step = env.step(env.reset(jax.random.key(0)), np.array([[np.nan], [np.inf]], np.float32))
+    assert np.isfinite(time_step.obs).all() and np.isfinite(time_step.reward).all()

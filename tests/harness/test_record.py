@@ -1,0 +1,87 @@
+"""What a run has come to."""
+
+import json
+import math
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax.training.train_state import TrainState
+
+from harness import Experiment
+from harness.record import Record, num_parameters, train_states
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@dataclass(frozen=True)
+class Args(Experiment):
+    log_frequency: int = 100
+
+
+ARGS = Args(seed=4, num_seeds=3, total_timesteps=1000, eval_frequency=500)
+
+
+def results(value):
+    """An evaluation of two episodes by three agents, with the means `value`, `value` + 1, .. of each policy."""
+    means = value + np.arange(3.0)[:, None]
+    return {
+        policy: {"return": sign * np.concatenate([means - 1, means + 1], axis=1)}
+        for policy, sign in (("stochastic", 1), ("deterministic", -1))
+    }
+
+
+def test_it_comes_back_from_json():
+    record = Record(stopped={2: {"step": 30, "cause": "learning", "what": "x"}}, learning_seconds=1.5, learning_steps=7)
+    record.add_evaluation(results(0.0))
+    again = Record.from_json(json.loads(json.dumps(record.to_json())))
+    assert math.isnan(again.last_return)
+    again.last_return = record.last_return = 0.0
+    assert again == record and again.running(ARGS) == [0, 1]
+
+
+def test_a_stopped_seed_keeps_the_evaluations_before_it():
+    record = Record()
+    assert record.returns(0) == {
+        f"{policy}_{what}": None for policy in ("stochastic", "deterministic") for what in ("last", "mean_of_last_10")
+    }
+    for i in range(12):
+        if i == 5:
+            record.stopped[1] = {"step": 30}
+        record.add_evaluation(results(float(i)))
+    assert record.returns(0)["stochastic_last"] == 11.0 and record.returns(2)["deterministic_last"] == -13.0
+    assert record.returns(0)["stochastic_mean_of_last_10"] == np.mean(np.arange(2, 12))
+    assert record.returns(1)["stochastic_last"] == 5.0
+    assert record.returns(1)["deterministic_mean_of_last_10"] == -np.mean(np.arange(5) + 1)
+    assert record.running(ARGS) == [0, 2]
+
+
+def network(size, steps):
+    """Of three agents."""
+
+    def one(key):
+        return TrainState.create(apply_fn=None, params={"w": jax.random.normal(key, (size,))}, tx=optax.adam(0.1))
+
+    return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 3)).replace(step=np.full(3, steps))
+
+
+def test_the_summary_counts_networks():
+    """Updates are those of the network that has most; targets and statistics are not trained."""
+    agents = {"actor": network(5, 7), "critics": [network(3, 9), network(4, 9)], "target": np.zeros((3, 100))}
+    assert len(train_states(agents)) == 3 and num_parameters(agents) == 12
+    record = Record(learning_seconds=2.0, learning_steps=300, stopped={1: {"step": 30}})
+    record.add_evaluation(results(1.0))
+    summary = record.summary(ARGS, agents)
+    assert (summary["updates"], summary["parameters"], summary["steps_per_second"]) == (9, 12, 150.0)
+    assert summary["stopped"] == {"5": {"step": 30}} and list(summary["episodic_return"]) == ["4", "5", "6"]
+    assert summary["episodic_return"]["5"]["stochastic_last"] is None
+    assert summary["total_timesteps"] == 1000 and summary["evaluations"] == 1 and summary["peak_memory_bytes"] > 1e6
+    json.dumps(summary, allow_nan=False)
+
+
+@pytest.mark.parametrize("agents", [{}, {"table": np.zeros((3, 2))}])
+def test_a_run_that_learned_nothing(agents):
+    summary = Record().summary(ARGS, agents)
+    assert (summary["updates"], summary["parameters"], summary["steps_per_second"]) == (0, 0, None)

@@ -1,0 +1,143 @@
+"""Episodes of a saved run: the last evaluation again, other ones, and what cannot be shown."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from envs import UserError
+from harness import RunFolder, show, video
+from tests.running import ROOT, TIMEOUT, environment
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def shown(capsys, folder, **settings):
+    """What is printed: (seed, policy, mean, std, min, max, episodes) of each line."""
+    show.show(show.Settings(folder, **settings))
+    number = r"(-?[\d.]+)"
+    line = (
+        rf"Pendulum-v1 seed (\d+) (\w+) +return +{number} \+- +{number} \(min {number}, max {number}, (\d+) episodes, "
+    )
+    lines = capsys.readouterr().out.splitlines()
+    found = [re.fullmatch(rf"{line}, mean length 200\.0\)", text) for text in lines]
+    assert all(found), lines
+    return [(int(x[1]), x[2], *map(float, x.groups()[2:])) for x in found]
+
+
+def test_the_last_evaluation_again(trained, capsys):
+    """With the same number of episodes: the same agents, start states and keys. The folder is left as it was."""
+    for folder in trained.values():
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        lines = shown(capsys, folder, episodes=2)
+        returns = RunFolder(folder).summary()["episodic_return"]
+        assert [line[:2] for line in lines] == [
+            (int(seed), policy) for policy in ("stochastic", "deterministic") for seed in returns
+        ]
+        for seed, policy, mean, std, least, most, episodes in lines:
+            assert mean == pytest.approx(returns[str(seed)][f"{policy}_last"], abs=0.0051) and episodes == 2
+            assert mean == pytest.approx((least + most) / 2, abs=0.011)
+            assert std == pytest.approx((most - least) / 2, abs=0.011)
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_other_episodes(trained, capsys):
+    """One policy; from other start states with another seed. It is still the run's seeds that act."""
+    folder = trained["sac_jax"]
+    lines = shown(capsys, folder, episodes=3, policy="deterministic")
+    assert [line[:2] for line in lines] == [(3, "deterministic"), (4, "deterministic")]
+    assert all(line[-1] == 3 for line in lines)
+    other = shown(capsys, folder, episodes=3, policy="deterministic", seed=100)
+    assert [line[:2] for line in other] == [line[:2] for line in lines]
+    assert not set(np.ravel([line[2:6] for line in lines])) & set(np.ravel([line[2:6] for line in other]))
+
+
+def test_number_of_episodes(trained):
+    for episodes in (0, -1):
+        with pytest.raises(UserError, match=rf"^--episodes must be positive, not {episodes}$"):
+            show.show(show.Settings(trained["sac_jax"], episodes=episodes))
+
+
+def test_as_a_command(tmp_path):
+    """What is no run is one line, exit status 2."""
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.show", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        cwd=ROOT,
+        env=environment(),
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {str(tmp_path)!r} is not a run folder: it has no args.json\n"
+
+
+# --------------------------------------------------------------------------------------------------------------- video
+
+
+def test_a_video_that_cannot_be_rendered_is_one_line(trained, monkeypatch, capsys):
+    make = video.make_gymnasium
+
+    def no_rendering(*args, **more):
+        if "render_mode" in more:
+            raise OSError("no\ndisplay")
+        return make(*args, **more)
+
+    monkeypatch.setattr(video, "make_gymnasium", no_rendering)
+    assert video.record_video(trained["sac_jax"]) is None
+    assert capsys.readouterr().err == "no video: Pendulum-v1 cannot be rendered here (OSError: no display)\n"
+
+
+def test_a_video_without_moviepy_is_one_line(trained, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "moviepy" else find(name))
+    assert video.record_video(trained["sac_jax"]) is None
+    assert capsys.readouterr().err == "no video: it needs moviepy: pip install '.[video]'\n"
+    # The episodes are shown all the same.
+    show.show(show.Settings(trained["sac_jax"], episodes=1, policy="deterministic", video=True))
+    printed = capsys.readouterr()
+    assert printed.out.count("\n") == 2 and printed.err == "no video: it needs moviepy: pip install '.[video]'\n"
+
+
+class Still:
+    """Stands for gymnasium's RecordVideo: notes the start states and actions, and writes a file."""
+
+    def __init__(self, env, folder, name_prefix, disable_logger):
+        self.env, self.path, self.seen = env, video.Path(folder) / f"{name_prefix}-episode-0.mp4", []
+        Still.last = self
+
+    def reset(self, seed):
+        self.seen.append(self.env.reset(seed=seed)[0])
+        return self.seen[-1], {}
+
+    def step(self, action):
+        self.seen.append(action)
+        return self.env.step(action)
+
+    def close(self):
+        self.path.parent.mkdir(exist_ok=True)
+        self.path.write_bytes(b"")
+
+
+def test_a_video_shows_an_episode_of_the_first_agent(trained, monkeypatch, capsys, tmp_path):
+    """A whole episode, from the start state of the seed asked for, by the policy asked for."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained["sac_jax"], folder)
+    make = video.make_gymnasium
+    monkeypatch.setattr(video, "make_gymnasium", lambda env_id, kwargs, render_mode: make(env_id, kwargs))
+    monkeypatch.setattr(video.gym.wrappers, "RecordVideo", Still)
+    starts, episodes = {}, {}
+    for name, deterministic, start in (("a", True, None), ("b", True, 3), ("c", False, 3), ("d", True, 9)):
+        path = video.record_video(folder, deterministic=deterministic, start=start)
+        policy = "deterministic" if deterministic else "stochastic"
+        assert path == folder / "videos" / f"{policy}-episode-0.mp4"
+        assert capsys.readouterr().out == f"video: {path}\n"
+        starts[name], episodes[name] = Still.last.seen[0], np.array(Still.last.seen[1:])
+        assert episodes[name].shape == (200, 1) and np.abs(episodes[name]).max() <= 1
+    np.testing.assert_array_equal(episodes["a"], episodes["b"])  # without a seed: the run's first
+    np.testing.assert_array_equal(starts["b"], starts["c"])
+    assert np.any(episodes["b"] != episodes["c"]) and np.any(starts["b"] != starts["d"])

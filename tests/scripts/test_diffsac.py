@@ -1,0 +1,165 @@
+"""DiffSAC's losses by hand, the noise levels' gradient (identity 9), and what the temperature is held to."""
+
+import importlib
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffsac_jax
+from common import diffusion, replay
+from common.distributions import tanh_log_det
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+B, O, A, K = 12, 3, 2, 3
+SIZES = SimpleNamespace(observation_size=O, action_size=A)
+SMALL = {"hidden_dim": 8, "head_dim": 8, "num_denoising_steps": K}
+
+
+def random_agent(module, args, dtype, scale=0.3):
+    """An agent with random parameters, and a batch."""
+    rng = np.random.default_rng(0)
+    agent = jax.jit(partial(module.init_agent, args, SIZES))(jax.random.key(0))
+    move = partial(jax.tree.map, lambda x: x + scale * rng.normal(size=x.shape).astype(x.dtype))
+    actor, critic = (part.replace(params=move(part.params)) for part in (agent.actor, agent.critic))
+    agent = agent.replace(actor=actor, critic=critic)
+    if hasattr(agent, "target_params"):
+        agent = agent.replace(target_params=move(agent.target_params))
+    agent = jax.tree.map(lambda x: jnp.asarray(x, dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, agent)
+    draw = lambda *shape: rng.normal(size=shape).astype(dtype)  # noqa: E731
+    obs, action, reward, next_obs = draw(B, O), np.tanh(draw(B, A)), draw(B), draw(B, O)
+    return agent, replay.Transition(obs, action, reward, next_obs, np.arange(B) % 4 == 0)
+
+
+def log_normal(x, mean, std):
+    return float(np.sum(-0.5 * ((x - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)))
+
+
+def log_lik_by_hand(args, agent, obs, latents):
+    """l = log p(a^K) + sum_k rho_k - log det tanh of one chain `[K+1, A]` at obs `[O]`, by loops over numpy arrays."""
+    params = jax.tree.map(np.asarray, agent.actor.params)
+    net, nu = params["drift"]["params"], args.prior_std
+    beta = 1 / (1 + np.exp(-params["noise_logits"]))
+    abar = np.concatenate([np.ones((1, A)), np.cumprod(1 - beta, axis=0)])
+    dense = lambda name, x: x @ net[name]["kernel"] + net[name]["bias"]  # noqa: E731
+    relu = lambda x: np.maximum(x, 0)  # noqa: E731
+    features = dense("from_obs", relu(dense("trunk_1", relu(dense("trunk_0", obs)))))
+    total = log_normal(latents[K], 0.0, np.full(A, nu))
+    for k in range(1, K + 1):
+        angle = k / K * (np.pi / 2) * np.array([1, 2, 4, 8])
+        level = np.concatenate([np.sin(angle), np.cos(angle)])
+        hidden = relu(features + dense("from_latent", latents[k]) + dense("from_level", level))
+        drift = dense("drift", relu(dense("head", hidden)))
+        b = beta[k - 1]
+        c = np.sqrt(b) if args.prediction == "noise" else np.sqrt(abar[k - 1]) * b / (1 - abar[k])
+        mean = np.sqrt(1 - b) * latents[k] + c * nu * drift
+        total += log_normal(latents[k - 1], mean, np.sqrt(b) * nu)
+        total -= log_normal(latents[k], np.sqrt(1 - b) * latents[k - 1], np.sqrt(b) * nu)
+    return total - np.sum(np.log(1 - np.tanh(latents[0]) ** 2))
+
+
+@pytest.mark.parametrize("prediction, prior_std", [("action", 1.0), ("noise", 0.7)])
+def test_losses_by_hand(prediction, prior_std):
+    """Target, critics' loss and actor's loss, sample by sample."""
+    with jax.enable_x64(True):
+        args = diffsac_jax.Args(**SMALL, prediction=prediction, prior_std=prior_std, alpha=0.3)
+        agent, batch = random_agent(diffsac_jax, args, "float64")
+        critic = jax.jit(agent.critic.apply_fn)
+        critic_key, actor_key = jax.random.split(jax.random.key(2))
+        terms = partial(diffsac_jax.policy_terms, args, agent)
+        chains = [
+            diffusion.sample_chain(key, *terms(obs), (B,))
+            for key, obs in ((critic_key, batch.next_obs), (actor_key, batch.obs))
+        ]
+        errors, actor_terms = [], []
+        for i in range(B):
+            log_lik, latent = (
+                [
+                    log_lik_by_hand(args, agent, obs[i], np.asarray(c.latents[:, i]))
+                    for c, obs in zip(chains, (batch.next_obs, batch.obs), strict=True)
+                ],
+                [np.asarray(c.latents[0, i]) for c in chains],
+            )
+            next_q = np.asarray(critic(agent.target_params, batch.next_obs[i : i + 1], np.tanh(latent[0])[None])).min()
+            target = batch.reward[i] + args.gamma * (not batch.terminated[i]) * (next_q - 0.3 * log_lik[0])
+            q = np.asarray(critic(agent.critic.params, batch.obs[i : i + 1], batch.action[i : i + 1]))[:, 0]
+            errors.append((q - target) ** 2)
+            q = np.asarray(critic(agent.critic.params, batch.obs[i : i + 1], np.tanh(latent[1])[None])).min()
+            actor_terms.append(0.3 * log_lik[1] - q)
+        loss, _ = diffsac_jax.critic_loss(agent.critic.params, args, agent, critic_key, batch)
+        np.testing.assert_allclose(loss, np.sum(errors) / B, rtol=1e-7)  # alpha is kept in float32
+        loss, _ = diffsac_jax.actor_loss(agent.actor.params, args, agent, actor_key, batch)
+        np.testing.assert_allclose(loss, np.mean(actor_terms), rtol=1e-7)
+
+
+def test_identity_9_gradient_of_the_noise_levels():
+    """The whole chain at fixed noise: automatic against central differences, in float64."""
+    with jax.enable_x64(True):
+        for prediction in diffusion.PREDICTIONS:
+            args = diffsac_jax.Args(**SMALL, prediction=prediction, alpha=0.5)
+            agent, batch = random_agent(diffsac_jax, args, "float64")
+
+            @jax.jit
+            def loss(logits, args=args, agent=agent, batch=batch):
+                params = {**agent.actor.params, "noise_logits": logits}
+                return diffsac_jax.actor_loss(params, args, agent, jax.random.key(1), batch)[0]
+
+            logits = np.asarray(agent.actor.params["noise_logits"])
+            automatic = jax.grad(loss)(logits)
+            for index in np.ndindex(logits.shape):
+                step = np.zeros_like(logits)
+                step[index] = 1e-5
+                numeric = (loss(logits + step) - loss(logits - step)) / 2e-5
+                np.testing.assert_allclose(automatic[index], numeric, rtol=1e-6, atol=1e-8)
+            assert np.abs(automatic).min() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["diffsac_jax", pytest.param("diffwpo_jax", marks=pytest.mark.slow)])
+def test_an_update_at_noise_levels_of_1_is_finite(name):
+    """beta_K = 1 - 1e-11, which is 1 in float32: where long training leads."""
+    module = importlib.import_module(name)
+    args = module.Args(**SMALL)
+    agent, batch = random_agent(module, args, "float32")
+    agent.actor.params["noise_logits"] = agent.actor.params["noise_logits"].at[-1].set(25.0)
+    after, metrics = jax.device_get(jax.jit(partial(module.update, args))(agent, jax.random.key(1), batch, 0))
+    assert metrics["diffusion/beta_max"] == 1.0
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((after, metrics)))
+    # Every level but the last, whose gradient has vanished, goes on learning.
+    moved = np.abs(after.actor.params["noise_logits"] - agent.actor.params["noise_logits"])
+    assert moved[:-1].min() > 1e-5
+
+
+def test_the_temperature_is_held_by_the_estimate_or_by_the_bound():
+    """The estimate is of the first 32 rows and lies between the bound and the truth: no path gives back l itself."""
+    args = diffsac_jax.Args(**SMALL)
+    agent, _ = random_agent(diffsac_jax, args, "float32")
+    obs = jnp.asarray(np.random.default_rng(1).normal(size=(4096, O)), jnp.float32)
+    chain = diffusion.sample_chain(jax.random.key(0), *diffsac_jax.policy_terms(args, agent, obs), (4096,))
+    bound = diffsac_jax.Args(**SMALL, entropy_paths=0)
+    log_lik = diffsac_jax.held_log_lik(bound, agent, jax.random.key(1), obs, chain)
+    np.testing.assert_array_equal(log_lik, diffsac_jax.squash(chain)[1])
+    held = diffsac_jax.held_log_lik(args, agent, jax.random.key(1), obs, chain)
+    assert held.shape == (32,)
+    terms = diffsac_jax.policy_terms(args, agent, obs)
+    means = [
+        float(
+            (
+                diffusion.log_lik_estimate(jax.random.key(2), *terms, chain, paths) - tanh_log_det(chain.latents[0])
+            ).mean()
+        )
+        for paths in (0, 1, 8, 64)
+    ]
+    np.testing.assert_allclose(means[0], log_lik.mean(), rtol=1e-4)
+    assert means[0] > means[1] > means[2] > means[3]
+
+
+def test_default_target_entropy():
+    """SAC's own with the estimate; with the bound as much colder as the bound is loose."""
+    assert diffsac_jax.Args().target_entropy(6) == -6.0
+    gap = diffusion.path_kl_per_dimension(8, 1.0, 0.089)
+    assert diffsac_jax.Args(entropy_paths=0).target_entropy(6) == pytest.approx(-6 * (1 + gap))
+    assert diffsac_jax.Args(target_entropy_scale=1.5).target_entropy(2) == -3.0

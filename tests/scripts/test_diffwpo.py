@@ -1,0 +1,217 @@
+"""DiffWPO's actor loss: the identities that tie it to DiffSAC's and to Wasserstein policy optimisation (2505.00663)."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffsac_jax
+import diffwpo_jax
+from common import diffusion, replay
+from common.distributions import gaussian_log_prob, tanh_log_det
+
+B, O, A, K = 16, 3, 2, 4
+ENV = SimpleNamespace(observation_size=O, action_size=A)
+SETTINGS = {"hidden_dim": 8, "head_dim": 8, "num_denoising_steps": K, "prior_std": 1.3}
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def shake(params, seed):
+    """Random parameters of the same shapes, in float64 (the network's last layer would start at zero)."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(0.5 * rng.standard_normal(x.shape)), params)
+
+
+def make_agent(module, args, alpha, multiplier=0.0):
+    agent = jax.jit(partial(module.init_agent, args, ENV))(jax.random.key(0))
+    agent = agent.replace(
+        actor=agent.actor.replace(params=shake(agent.actor.params, 1)),
+        critic=agent.critic.replace(params=shake(agent.critic.params, 2)),
+        temperature=agent.temperature.replace(params={"log_alpha": jnp.log(jnp.float64(alpha))}),
+    )
+    if module is diffwpo_jax:
+        log_multiplier = {"log": jnp.log(jnp.float64(multiplier))}
+        agent = agent.replace(
+            target_actor_params=shake(agent.actor.params, 3),
+            multiplier=agent.multiplier.replace(params=log_multiplier),
+        )
+    return agent
+
+
+def make_batch(size=B):
+    rng = np.random.default_rng(4)
+    return replay.Transition(
+        obs=jnp.asarray(rng.standard_normal((size, O))),
+        action=jnp.asarray(rng.uniform(-1, 1, (size, A))),
+        reward=jnp.asarray(rng.standard_normal(size)),
+        next_obs=jnp.asarray(rng.standard_normal((size, O))),
+        terminated=jnp.zeros(size, bool),
+    )
+
+
+def gradient(module, args, agent, key, batch):
+    loss = lambda params: module.actor_loss(params, args, agent, key, batch)[0]  # noqa: E731
+    return jax.jit(jax.grad(loss))(agent.actor.params)
+
+
+def assert_close(tree, other, tolerance):
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(other))
+    assert scale > 1e-3, "a gradient of zero shows nothing"
+    for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        assert x.dtype == jnp.float64
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
+def test_identity_7_at_temperature_zero_the_gradient_is_diffsacs_sample_by_sample(prediction):
+    """Noise levels included: one sample per batch, so that nothing averages out."""
+    args = {m: m.Args(**SETTINGS, prediction=prediction) for m in (diffsac_jax, diffwpo_jax)}
+    for seed in range(3):
+        key, batch = jax.random.key(seed), make_batch(1)
+        by_module = [gradient(m, args[m], make_agent(m, args[m], 0.0), key, batch) for m in (diffwpo_jax, diffsac_jax)]
+        assert_close(*by_module, 1e-10)
+
+
+def test_identity_7_at_any_temperature_the_gradients_agree_in_expectation():
+    """The difference of the two is the score's noise: its mean is zero within five standard errors."""
+    args = {m: m.Args(**SETTINGS) for m in (diffsac_jax, diffwpo_jax)}
+    agents = {m: make_agent(m, args[m], 0.7) for m in args}
+    batch = make_batch(64)
+
+    @jax.jit
+    def difference(key):
+        of = [
+            jax.grad(lambda p, m=m: m.actor_loss(p, args[m], agents[m], key, batch)[0])(agents[m].actor.params)
+            for m in (diffwpo_jax, diffsac_jax)
+        ]
+        return jnp.concatenate([(x - y).ravel() for x, y in zip(*map(jax.tree.leaves, of), strict=True)])
+
+    samples = np.asarray(jax.lax.map(difference, jax.random.split(jax.random.key(0), 1500)))
+    error = samples.std(axis=0) / np.sqrt(len(samples))
+    moving = error > 0
+    z = samples.mean(axis=0)[moving] / error[moving]
+    assert moving.mean() > 0.9 and np.abs(z).max() < 5.0 and 0.5 < (z**2).mean() < 1.6
+
+
+def test_identity_7_velocities_are_finite_differences_of_the_objective():
+    """In every latent: what is added to a^{k-1} is passed on by the rest of the chain, noise and parameters fixed."""
+    args = diffwpo_jax.Args(**SETTINGS)
+    agent, batch, alpha = make_agent(diffwpo_jax, args, 0.7), make_batch(2), 0.7
+    drift, schedule = diffwpo_jax.policy_terms(args, agent, batch.obs)
+    last, noise = diffusion.sample_noise(jax.random.key(1), schedule, (2,))
+
+    @jax.jit
+    def objective(delta):
+        """min Q - alpha l of the chain with delta[k-1] added to a^{k-1}, by a loop."""
+        latent, log_lik = last, diffusion.prior_log_prob(schedule, last)
+        for k in range(K, 0, -1):
+            mean, std = diffusion.denoising_mean_std(schedule, drift(latent, k), latent, k)
+            after = mean + std * noise[k - 1] + delta[k - 1]
+            log_noising = gaussian_log_prob(latent, *diffusion.noising_mean_std(schedule, after, k))
+            log_lik += gaussian_log_prob(after, mean, std) - log_noising
+            latent = after
+        q = agent.critic.apply_fn(agent.critic.params, batch.obs, jnp.tanh(latent)).min(axis=0)
+        return jnp.sum(q - alpha * (log_lik - tanh_log_det(latent)))
+
+    original = diffusion.denoising_mean_std
+    # The velocity is what the loss's gradient with respect to a shift of the means is made of, without preconditioner.
+    shift = jnp.zeros((K, 2, A))
+
+    def shifted_loss(shift):
+        def mean_std(schedule, drift, latent, k):
+            mean, std = original(schedule, drift, latent, k)
+            if jnp.ndim(latent) == 3:  # the pass over all K B rows
+                mean = mean + shift
+            return mean, std
+
+        diffusion.denoising_mean_std = mean_std
+        try:
+            plain = diffwpo_jax.Args(**SETTINGS, precondition=False, kl_multiplier=0.0)
+            return diffwpo_jax.actor_loss(agent.actor.params, plain, agent, jax.random.key(1), batch)[0]
+        finally:
+            diffusion.denoising_mean_std = original
+
+    velocity = -2 * jax.grad(shifted_loss)(shift) * np.broadcast_to(schedule.std[:, None] ** 2, shift.shape)
+    step = 1e-5
+    for k, row, i in np.ndindex(K, 2, A):
+        delta = np.zeros((K, 2, A))
+        delta[k, row, i] = step
+        numeric = (objective(delta) - objective(-delta)) / (2 * step)
+        np.testing.assert_allclose(velocity[k, row, i], numeric, rtol=1e-6, atol=1e-7)
+
+
+def test_one_step_is_vanilla_wpo():
+    """K = 1, temperature 0, no trust region: -velocity . grad_x log N(x; mean, std) with Fisher's preconditioner."""
+    args = diffwpo_jax.Args(**{**SETTINGS, "num_denoising_steps": 1})
+    agent, batch, key = make_agent(diffwpo_jax, args, 0.0), make_batch(), jax.random.key(3)
+    _, schedule = diffwpo_jax.policy_terms(args, agent, batch.obs)
+    last, noise = diffusion.sample_noise(key, schedule, (B,))
+
+    def gaussian(params):
+        drift, schedule = diffwpo_jax.policy_terms(args, diffwpo_jax.with_actor(agent, params), batch.obs)
+        return diffusion.denoising_mean_std(schedule, drift(last, 1), last, 1)
+
+    mean, std = gaussian(agent.actor.params)
+    x = mean + std * noise[0]
+    value = lambda x: agent.critic.apply_fn(agent.critic.params, batch.obs, jnp.tanh(x)).min(axis=0).sum()  # noqa: E731
+    velocity = jax.grad(value)(x)
+    # Natural gradient: d mean = std^2 * velocity / std^2, d std = std^2 / 2 * velocity * 2 (x - mean) / std^3.
+    _, pull = jax.vjp(gaussian, agent.actor.params)
+    (expected,) = pull((-velocity / B, (-velocity * (x - mean) / std / B).sum(axis=0)))
+    assert_close(gradient(diffwpo_jax, args, agent, key, batch), expected, 1e-10)
+
+
+def test_identity_8_nothing_leaks_through_the_latents():
+    """The gradient is the same where the agent that made the chain depends on the parameters too."""
+    args = diffwpo_jax.Args(**SETTINGS)
+    agent, batch, key = make_agent(diffwpo_jax, args, 0.7, 0.3), make_batch(), jax.random.key(3)
+
+    def loss(params):
+        return diffwpo_jax.actor_loss(params, args, diffwpo_jax.with_actor(agent, params), key, batch)[0]
+
+    attached = jax.jit(jax.grad(loss))(agent.actor.params)
+    assert_close(attached, gradient(diffwpo_jax, args, agent, key, batch), 1e-12)  # rounding of another program
+
+
+def test_trust_region_is_the_kl_of_the_target_to_the_actor():
+    """Summed over steps and dimensions, averaged over states, element by element; and its part of the loss."""
+    args = diffwpo_jax.Args(**SETTINGS)
+    agent, batch, key = make_agent(diffwpo_jax, args, 0.7, 0.3), make_batch(), jax.random.key(3)
+    loss, (chain, metrics) = jax.jit(diffwpo_jax.actor_loss, static_argnums=1)(
+        agent.actor.params, args, agent, key, batch
+    )
+    new, old = (
+        diffwpo_jax.policy_terms(args, diffwpo_jax.with_actor(agent, params), batch.obs)
+        for params in (agent.actor.params, agent.target_actor_params)
+    )
+    total = 0.0
+    for k in range(1, K + 1):
+        latent = chain.latents[k]
+        (m, s), (m_t, s_t) = (
+            diffusion.denoising_mean_std(schedule, drift(latent, k), latent, k) for drift, schedule in (new, old)
+        )
+        total += np.sum(np.log(s / s_t) + (s_t**2 + (m_t - m) ** 2) / (2 * s**2) - 0.5) / B
+    np.testing.assert_allclose(metrics["diffusion/kl"], total, rtol=1e-10)
+    np.testing.assert_allclose(loss, metrics["losses/actor_loss"] + 0.3 * total, rtol=1e-10)
+
+
+def test_the_multiplier_moves_towards_the_bound_and_the_copy_follows_the_actor():
+    for bound, direction in ((1e-6, 1), (1e6, -1)):
+        args = diffwpo_jax.Args(**SETTINGS, kl_bound=bound)
+        agent = make_agent(diffwpo_jax, args, 0.7, 0.3)
+        after, _ = jax.jit(diffwpo_jax.update, static_argnums=0)(args, agent, jax.random.key(0), make_batch(), 0)
+        assert np.sign(after.multiplier.params["log"] - agent.multiplier.params["log"]) == direction
+        expected = jax.tree.map(
+            lambda new, old: args.tau * new + (1 - args.tau) * old, after.actor.params, agent.target_actor_params
+        )
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), after.target_actor_params, expected)
