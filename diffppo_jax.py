@@ -312,16 +312,14 @@ def make_batch(args, agent, key, rollout):
     target = (advantage + chain_value)[:, None] + args.alpha * before
     batch = Batch(obs, latent, next_latent, k, log_denoising, value, target - value, target)
     metrics = {"losses/explained_variance": 1.0 - batch.advantage.var() / (batch.target.var() + 1e-8)}
-    metrics |= {"losses/entropy": -log_lik.mean(), **diffusion.noise_level_metrics(schedule)}
-    metrics |= {f"diffusion/rho_{i}": rho[:, -i].mean() for i in range(1, args.num_denoising_steps + 1)}
+    metrics |= {"losses/entropy": -log_lik.mean(), **diffusion.chain_metrics(rho[:, ::-1].swapaxes(0, 1), schedule)}
     return jax.tree.map(lambda x: x.reshape(args.num_rows, *x.shape[value.ndim :]), batch), metrics
 
 
 def policy_loss(args, agent, batch):
     """Clipped surrogate (1707.06347, equation 7) and the entropy's term."""
-    log_denoising, log_noising = diffusion.step_log_densities(
-        *policy_terms(args, agent, batch.obs), batch.latent, batch.next_latent, batch.k
-    )
+    terms = policy_terms(args, agent, batch.obs)
+    log_denoising, log_noising = diffusion.step_log_densities(*terms, batch.latent, batch.next_latent, batch.k)
     log_ratio = log_denoising - batch.log_denoising
     ratio = jnp.exp(log_ratio)
     shift, scale = (batch.advantage.mean(), batch.advantage.std() + 1e-8) if args.norm_adv else (0.0, 1.0)

@@ -56,15 +56,15 @@ class Args(Experiment):
     """temperature at the start, and throughout with --no-autotune"""
     autotune: bool = True
     """tune the temperature towards the target entropy"""
-    target_entropy_scale: float | None = None
-    """target entropy = -scale * A nats; default 1, or 1 plus the gap of the bound with --entropy-paths 0"""
+    target_entropy_scale: float = 1.0
+    """target entropy = -scale * A nats"""
 
     num_denoising_steps: int = 8
     """K, denoising steps per action"""
     head_dim: int = 64
     """units in each of the two layers that run at every denoising step"""
     entropy_paths: int = 8
-    """M, noised paths of the entropy estimate that is held to the target; 0: the bound is held to it"""
+    """M, noised paths of the entropy estimate that is held to the target; 0: the bound, to a target lower by its gap"""
     prior_std: float = 1.0
     """nu, standard deviation of the prior that the chain starts from"""
     initial_beta_first: float = 0.05
@@ -94,12 +94,9 @@ class Args(Experiment):
         return self.num_envs * self.updates_per_step
 
     def target_entropy(self, action_size: int) -> float:
-        scale = self.target_entropy_scale
-        if scale is None:
-            # The bound's gap for a Gaussian of SAC's target entropy, whose standard deviation is 0.089.
-            gap = diffusion.path_kl_per_dimension(self.num_denoising_steps, self.prior_std, 0.089)
-            scale = 1.0 if self.entropy_paths else 1.0 + gap
-        return -scale * action_size
+        # The bound's gap for a Gaussian of SAC's target entropy, whose standard deviation is 0.089.
+        gap = diffusion.path_kl_per_dimension(self.num_denoising_steps, self.prior_std, 0.089)
+        return -(self.target_entropy_scale + (0.0 if self.entropy_paths else gap)) * action_size
 
 
 # ----------------------------------------------------------------------------------------------------------- networks
@@ -298,7 +295,7 @@ def update(args, agent, key, batch, index):
         chain_key, noise_key = jax.random.split(actor_key)
         grads, (chain, metrics) = jax.grad(actor_loss, has_aux=True)(agent.actor.params, args, agent, chain_key, batch)
         log_lik = held_log_lik(args, agent, noise_key, batch.obs, chain)
-        metrics |= diffusion.chain_metrics(chain, policy_terms(args, agent, batch.obs)[1])
+        metrics |= diffusion.chain_metrics(chain.rho, policy_terms(args, agent, batch.obs)[1])
         agent = agent.replace(actor=agent.actor.apply_gradients(grads=grads))
         # Loss of log alpha: -exp(log alpha) stopgrad(l_M + target entropy); its gradient by hand.
         if args.autotune:

@@ -105,15 +105,10 @@ def level_embedding(k: jax.Array, num_denoising_steps: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
-def noise_level_metrics(schedule: NoiseSchedule) -> dict[str, jax.Array]:
-    """Smallest and largest noise level, by TensorBoard tag."""
-    return {"diffusion/beta_min": schedule.beta.min(), "diffusion/beta_max": schedule.beta.max()}
-
-
-def chain_metrics(chain: DenoisingChain, schedule: NoiseSchedule) -> dict[str, jax.Array]:
-    """The mean of rho_k of every step and the noise levels' range, by TensorBoard tag."""
-    rho = {f"diffusion/rho_{k + 1}": x for k, x in enumerate(chain.rho.mean(axis=1))}
-    return rho | noise_level_metrics(schedule)
+def chain_metrics(rho: jax.Array, schedule: NoiseSchedule) -> dict[str, jax.Array]:
+    """The mean of rho_k `[K, ..]` of every step, and the noise levels' range, by TensorBoard tag."""
+    metrics = {f"diffusion/rho_{k}": x.mean() for k, x in enumerate(rho, start=1)}
+    return metrics | {"diffusion/beta_min": schedule.beta.min(), "diffusion/beta_max": schedule.beta.max()}
 
 
 def drift_coefficient(schedule: NoiseSchedule) -> jax.Array:
@@ -157,25 +152,6 @@ def sample_prior(key: jax.Array, schedule: NoiseSchedule, shape: tuple[int, ...]
     return schedule.prior_std * jax.random.normal(key, (*shape, schedule.logits.shape[1]))
 
 
-def denoise_step(
-    key: jax.Array, drift_fn: DriftFn, schedule: NoiseSchedule, latent: jax.Array, k: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One reparameterised denoising step from a^k. The key is consumed.
-
-    Returns: a^{k-1} `[B, A]`, log q(a^{k-1} | a^k, s) `[B]` and log pi(a^k | a^{k-1}) `[B]`, differentiable with
-    respect to the drift's parameters and beta through the mean, the std and pi.
-    """
-    return _denoise(jax.random.normal(key, latent.shape), drift_fn, schedule, latent, k)
-
-
-def _denoise(noise, drift_fn, schedule, latent, k):
-    mean, std = denoising_mean_std(schedule, drift_fn(latent, k), latent, k)
-    next_latent = mean + std * noise
-    log_denoising = gaussian_log_prob(next_latent, mean, std)
-    log_noising = gaussian_log_prob(latent, *noising_mean_std(schedule, next_latent, k))
-    return next_latent, log_denoising, log_noising
-
-
 def sample_noise(key: jax.Array, schedule: NoiseSchedule, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """What a chain is made of: a^K `[*shape, A]`, and standard normal noise `[K, *shape, A]`. The key is consumed."""
     prior_key, noise_key = jax.random.split(key)
@@ -188,7 +164,10 @@ def denoise(drift_fn: DriftFn, schedule: NoiseSchedule, last: jax.Array, noise: 
 
     def step(latent, noise_and_k):
         noise, k = noise_and_k
-        next_latent, log_denoising, log_noising = _denoise(noise, drift_fn, schedule, latent, k)
+        mean, std = denoising_mean_std(schedule, drift_fn(latent, k), latent, k)
+        next_latent = mean + std * noise
+        log_denoising = gaussian_log_prob(next_latent, mean, std)
+        log_noising = gaussian_log_prob(latent, *noising_mean_std(schedule, next_latent, k))
         return next_latent, (next_latent, log_denoising - log_noising)
 
     steps = jnp.arange(1, schedule.num_denoising_steps + 1)
@@ -229,13 +208,6 @@ def step_log_densities(
     denoising = denoising_mean_std(schedule, drift_fn(latent, k), latent, k)
     noising = noising_mean_std(schedule, next_latent, k)
     return gaussian_log_prob(next_latent, *denoising), gaussian_log_prob(latent, *noising)
-
-
-def chain_log_probs(drift_fn: DriftFn, schedule: NoiseSchedule, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`step_log_densities` of all steps of given latents `[K+1, B, A]`; each `[K, B]`, k = 1 first."""
-    steps = jnp.arange(1, schedule.num_denoising_steps + 1)
-    of_step = jax.vmap(step_log_densities, in_axes=(None, None, 0, 0, 0))
-    return of_step(drift_fn, schedule, latents[1:], latents[:-1], steps)
 
 
 def chain_log_likelihood(chain: DenoisingChain) -> jax.Array:

@@ -27,7 +27,6 @@ def gaussian_kl(mean_p: jax.Array, std_p: jax.Array, mean_q: jax.Array, std_q: j
 def tanh_log_det(x: jax.Array) -> jax.Array:
     """log |det d tanh(x) / dx| = sum log(1 - tanh(x)^2), in nats. `[..., A]` -> `[...]`.
 
-    Written as 2 (log 2 - x - softplus(-2x)), which does not cancel for large |x|
-    (SAC, arXiv 1812.05905, appendix C, equation 26, in the stable form of TensorFlow Probability's Tanh bijector).
+    SAC's correction (1812.05905, appendix C, equation 26) in a form that does not cancel for large |x|.
     """
     return jnp.sum(2.0 * (jnp.log(2.0) - x - jax.nn.softplus(-2.0 * x)), axis=-1)

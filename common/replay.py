@@ -33,11 +33,6 @@ def init(num_rows: int, row: Any) -> Any:
     return jax.tree.map(lambda x: jnp.zeros((num_rows, *x.shape), x.dtype), row)
 
 
-def num_bytes(num_rows: int, row: Any) -> int:
-    """Bytes that `init` would allocate."""
-    return num_rows * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(row))
-
-
 def insert(buffer: Any, step: jax.Array, rows: Any) -> Any:
     """Writes the N `rows` of the environment steps `step` .. `step + N - 1`, over the oldest ones once it is full.
 

@@ -17,6 +17,7 @@ import datetime
 import errno
 import importlib
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -144,6 +145,9 @@ class RunFolder:
     def write_args(self, args: Experiment) -> None:
         stored = {"layout": LAYOUT, "script": script_of(type(args)), **dataclasses.asdict(args), "resume": None}
         self.write_json("args.json", stored)
+
+    def resume_command(self, args: Experiment) -> str:
+        return f"python {script_of(type(args))}.py --resume {shlex.quote(str(self.path))}"
 
     def add_versions(self, step: int, versions: dict[str, Any]) -> None:
         """Notes that `versions` run from `step` on, unless they are those that ran before it."""

@@ -46,12 +46,18 @@ class Record:
         """Indices of the seeds that were not stopped."""
         return [s for s in range(args.num_seeds) if s not in self.stopped]
 
-    def add_evaluation(self, results: dict[str, dict[str, Any]]) -> None:
-        """`results`: see `harness.evaluation.Evaluator`."""
-        means = {policy: result["return"].mean(axis=1) for policy, result in results.items()}
+    def add_evaluation(self, results: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
+        """Keeps the mean returns of an evaluation (see `harness.evaluation.Evaluator`); its values by tag, `[S]`."""
+        values: dict[str, np.ndarray] = {}
+        for policy, result in results.items():
+            for what in ("return", "length"):
+                values[f"eval/episodic_{what}_{policy}"] = result[what].mean(axis=1)
+            values |= result["metrics"]
+        means = {policy: values[f"eval/episodic_return_{policy}"] for policy in results}
         self.evaluations.append(
             {policy: [None if s in self.stopped else float(x) for s, x in enumerate(m)] for policy, m in means.items()}
         )
+        return values
 
     def returns(self, agent: int) -> dict[str, float | None]:
         """Of one seed, by policy, the last evaluation and the mean of the last ten."""

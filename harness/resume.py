@@ -19,35 +19,33 @@ def say_changes(folder: RunFolder, versions: dict[str, Any]) -> None:
             say(f"not the versions that this run began with, so its numbers may differ: {', '.join(changed)}")
 
 
-def has_checkpoint(args: Experiment, folder: RunFolder, checkpoints: Checkpoints) -> bool:
-    """Whether there is one to go on from. Raises UserError where there was one: to begin anew would destroy results."""
-    if checkpoints.exist():
-        return True
-    # A checkpoint that was begun is complete before the next one begins.
-    last = max((row[0] for row in folder.scalars()), default=0)
-    if folder.summary() or last > 2 * args.checkpoint_frequency > 0:
-        raise UserError(f"the checkpoints of {str(folder.path)!r} are missing: it cannot go on")
-    say("no checkpoint yet: starts from the beginning")
-    return False
+def restored(
+    args: Experiment, env: Environment, folder: RunFolder, checkpoints: Checkpoints, state: Any, keys: jax.Array
+) -> tuple[Any, dict[str, Any]]:
+    """The training state of the last intact checkpoint and what else it holds; `state` and nothing where there is none.
 
+    Args:
+      state, keys: of a new run; the state is consumed.
 
-def check_step(args: Experiment, step: int) -> None:
-    """Raises UserError where a run with these arguments never is at `step`, the checkpoint's."""
+    Raises:
+      UserError: there was a checkpoint, and to begin anew would destroy results; or it does not fit the arguments.
+    """
+    if not checkpoints.exist():
+        # A checkpoint that was begun is complete before the next one begins.
+        last = max((row[0] for row in folder.scalars()), default=0)
+        if folder.summary() or last > 2 * args.checkpoint_frequency > 0:
+            raise UserError(f"the checkpoints of {str(folder.path)!r} are missing: it cannot go on")
+        say("no checkpoint yet: starts from the beginning")
+        return state, {}
+    state, facts = checkpoints.restore(state, say)
+    step = facts["step"]
     if step % args.log_frequency:
         raise UserError(f"--log-frequency {args.log_frequency} must divide the checkpoint's step {step}")
     if step > args.total_timesteps:
         raise UserError(f"--total-timesteps {args.total_timesteps} is below the checkpoint's step {step}")
-
-
-def with_environments(args: Experiment, env: Environment, facts: dict[str, Any], state: Any, keys: jax.Array) -> Any:
-    """The checkpoint's `state` with the host's environments at the same point, or all of them in new episodes.
-
-    Args:
-      facts: what the checkpoint holds beside `state`.
-      keys: one per seed, from which the run began.
-    """
     if why := env.restore_host(facts["env"]):
-        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, facts["step"])
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
         state = state.replace(env_state=jax.jit(jax.vmap(env.reset))(keys))
         say(f"the episode of {args.env_id} cannot be replayed ({why}): it begins a new one")
-    return state
+    say(f"resumed at step {step:,}")
+    return state, facts

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,15 +14,15 @@ import numpy as np
 from envs import Environment, Episode
 from harness import provenance
 from harness.checkpoint import Checkpoints
-from harness.clock import compile_seconds
+from harness.clock import compile_seconds, strongly_typed
 from harness.experiment import Experiment
-from harness.folder import RunFolder, script_of
+from harness.folder import RunFolder
 from harness.guard import not_finite
 from harness.lock import lock
 from harness.log import Log, check_wandb, start_wandb
 from harness.progress import Progress, say, say_header, say_summary
 from harness.record import Record
-from harness.resume import check_step, has_checkpoint, say_changes, with_environments
+from harness.resume import restored, say_changes
 from harness.signals import Signals
 from harness.video import record_video
 
@@ -76,22 +75,17 @@ class Run:
           UserError: no checkpoint is intact, or it does not fit the arguments.
         """
         keys = jax.vmap(jax.random.key)(jnp.asarray(self.args.seeds))
-        state = jax.block_until_ready(jax.jit(jax.vmap(init_training))(keys))
-        state = jax.tree.map(_strong, state)  # a weak type would compile the chunk twice
-        log_bytes = None
+        state = strongly_typed(jax.block_until_ready(jax.jit(jax.vmap(init_training))(keys)))
+        facts: dict[str, Any] = {}
         if self.args.resume is not None:
             say_changes(self.folder, self._versions)
-        if self.args.resume is not None and has_checkpoint(self.args, self.folder, self._checkpoints):
-            state, facts = self._checkpoints.restore(state, say)
+            state, facts = restored(self.args, self.env, self.folder, self._checkpoints, state, keys)
+        if facts:
             self.step, self.record = facts["step"], Record.from_json(facts["record"])
-            log_bytes = facts["scalars_bytes"]
-            check_step(self.args, self.step)
-            state = with_environments(self.args, self.env, facts, state, keys)
-            say(f"resumed at step {self.step:,}")
         with self._writing():
             self.folder.write_args(self.args)
             self.folder.add_versions(self.step, self._versions)
-            self._log = Log(self.args, self.folder.path, self.step, log_bytes, self._wandb)
+            self._log = Log(self.args, self.folder.path, self.step, facts.get("scalars_bytes"), self._wandb)
         self._progress = Progress(self.args.total_timesteps, self.step)
         self._open += [self._progress, self._log]
         say_header(self.args, self.env, self._versions, state, self.folder.path)
@@ -139,13 +133,8 @@ class Run:
 
     def log_evaluation(self, results: dict[str, dict[str, Any]]) -> None:
         """Writes an evaluation (see `harness.evaluation.Evaluator`)."""
-        self.record.add_evaluation(results)
-        values: dict[str, np.ndarray] = {}
+        values = self.record.add_evaluation(results)
         with self._writing():
-            for policy, result in results.items():
-                for what in ("return", "length"):
-                    values[f"eval/episodic_{what}_{policy}"] = result[what].mean(axis=1)
-                values |= result["metrics"]
             self._log.values(self.step, values, self._running())
             self._log.flush()
 
@@ -185,7 +174,7 @@ class Run:
         self._progress.close()
         say_summary(summary, self.folder.path)
         if interrupted:
-            say(f"{interrupted.name} at step {self.step:,}; continue with: {self._resume_command()}")
+            say(f"{interrupted.name} at step {self.step:,}; continue with: {self.folder.resume_command(self.args)}")
             sys.exit(128 + interrupted)
         if self.args.capture_video and self._running():
             record_video(self.folder.path)
@@ -195,9 +184,6 @@ class Run:
     def _running(self) -> list[int]:
         return self.record.running(self.args)
 
-    def _resume_command(self) -> str:
-        return f"python {script_of(type(self.args))}.py --resume {shlex.quote(str(self.folder.path))}"
-
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """Whatever goes wrong with the folder becomes a RunFolderError that says how to go on."""
@@ -205,14 +191,10 @@ class Run:
         def go_on() -> str:
             with contextlib.suppress(Exception):
                 self._checkpoints.wait()  # the one in progress may still succeed
-            step = self._checkpoints.step
-            if step is None:
-                return f"stopped at step {self.step:,}; there is no checkpoint yet"
-            return f"stopped at step {self.step:,}; from step {step:,} continue with: {self._resume_command()}"
+            step, then = self._checkpoints.step, "there is no checkpoint yet"
+            if step is not None:
+                then = f"from step {step:,} continue with: {self.folder.resume_command(self.args)}"
+            return f"stopped at step {self.step:,}; {then}"
 
         with self.folder.writing(go_on):
             yield
-
-
-def _strong(x: jax.Array) -> jax.Array:
-    return x if jnp.issubdtype(x.dtype, jax.dtypes.extended) else jax.lax.convert_element_type(x, x.dtype)

@@ -10,6 +10,7 @@ from jax.scipy.special import logit
 
 from common import diffusion
 from common.distributions import gaussian_log_prob
+from tests.chains import log_densities
 
 MEANS = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.5], [0.0, -2.5]])
 SIGMA = 0.4
@@ -130,14 +131,14 @@ def test_action_prediction_is_ddpm_posterior_mean():
         assert float(diffusion.drift_coefficient(schedule)[0, 0]) == pytest.approx(1.0)
 
 
-def test_chain_log_probs_match_the_sampled_chain():
+def test_step_log_densities_match_the_sampled_chain():
     schedule = diffusion.NoiseSchedule(diffusion.initial_noise_logits(6, 2))
 
     def drift_fn(latent, k):
         return jnp.sin(latent) * jnp.cos(jnp.asarray(k, jnp.float32))
 
     chain = diffusion.sample_chain(jax.random.key(0), drift_fn, schedule, (32,))
-    log_denoising, log_noising = diffusion.chain_log_probs(drift_fn, schedule, chain.latents)
+    log_denoising, log_noising = log_densities(drift_fn, schedule, chain.latents)
     np.testing.assert_allclose(log_denoising - log_noising, chain.rho, rtol=1e-4, atol=1e-4)
 
 
@@ -162,7 +163,7 @@ def kernels_and_gradients(logits, latents, prediction):
 
         kernels = [diffusion.denoising_mean_std(schedule, latents[0], latents[1], k) for k in (1, 2, 3)]
         kernels += [diffusion.noising_mean_std(schedule, latents[1], k) for k in (1, 2, 3)]
-        densities = diffusion.chain_log_probs(drift_fn, schedule, latents)
+        densities = log_densities(drift_fn, schedule, latents)
         return kernels, (*densities, diffusion.deterministic_chain(drift_fn, schedule, (2,)))
 
     return terms(logits), jax.jacrev(terms)(logits)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import ppo_jax
-import sac_jax
 from common import normalization
 from envs import UserError
 from harness import RunFolder, load_agent
@@ -18,19 +17,29 @@ from tests.running import agents
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-OBS = np.array([[1.0, 0.0, 0.1], [0.0, 1.0, -2.0], [0.6, 0.8, 3.0]])
+OBS = np.array([[1.0, 0.0, 0.1], [0.0, 1.0, -2.0], [0.6, 0.8, 0.5]])
 KEY = jax.random.key(0)
 
 
-def one(folder, index):
-    """Agent number `index`."""
-    return jax.tree.map(lambda x: x[index], agents(folder))
+@pytest.fixture(scope="module")
+def acts(trained):
+    """What `load_agent` returns, by script, for (seed, deterministic)."""
+    return {
+        "tiny_jax": {
+            (seed, deterministic): load_agent(trained["tiny_jax"], seed, deterministic)
+            for seed, deterministic in ((None, False), (None, True), (3, False), (4, False), (4, True))
+        },
+        "ppo_jax": {
+            (None, deterministic): load_agent(str(trained["ppo_jax"]), deterministic=deterministic)
+            for deterministic in (False, True)
+        },
+    }
 
 
-def test_units_and_shapes(trained):
+@pytest.mark.parametrize("script", ["tiny_jax", "ppo_jax"])
+def test_units_and_shapes(acts, script):
     """Pendulum's own units, -2 to 2, for one observation and for a batch."""
-    for folder in trained.values():
-        act = load_agent(folder)
+    for act in acts[script].values():
         actions = act(OBS, KEY)
         assert actions.shape == (3, 1) and actions.dtype == np.float32
         assert np.all(np.abs(actions) <= 2.0) and np.abs(actions).max() > 0
@@ -38,84 +47,99 @@ def test_units_and_shapes(trained):
         assert act(OBS.tolist(), KEY).shape == (3, 1)
 
 
-def test_the_stochastic_policy_follows_from_the_key(trained):
-    for folder in trained.values():
-        act, mean = load_agent(str(folder)), load_agent(folder, deterministic=True)
-        np.testing.assert_array_equal(act(OBS, KEY), act(OBS, KEY))
-        assert np.all(act(OBS, KEY) != act(OBS, jax.random.key(1)))
-        np.testing.assert_array_equal(mean(OBS, KEY), mean(OBS, jax.random.key(1)))
+@pytest.mark.parametrize("script", ["tiny_jax", "ppo_jax"])
+def test_the_stochastic_policy_follows_from_the_key(acts, script):
+    sample, mean = acts[script][None, False], acts[script][None, True]
+    np.testing.assert_array_equal(sample(OBS, KEY), sample(OBS, KEY))
+    assert np.any(sample(OBS, KEY) != sample(OBS, jax.random.key(1)))
+    np.testing.assert_array_equal(mean(OBS, KEY), mean(OBS, jax.random.key(1)))
 
 
-def test_each_seed_is_its_own_agent(trained):
-    """What acts is what the script's own functions make of the saved agent."""
-    folder = trained["sac_jax"]
-    args = RunFolder(folder).arguments(sac_jax.Args)
-    for deterministic in (False, True):
-        actions = []
-        for index, seed in enumerate((3, 4)):
-            agent, obs = one(folder, index), jnp.asarray(OBS, jnp.float32)
-            if deterministic:
-                expected = sac_jax.deterministic_action(args, agent, obs)
-            else:
-                expected, _ = sac_jax.sample_action(args, agent, KEY, obs)
-            actions.append(load_agent(folder, seed=seed, deterministic=deterministic)(OBS, KEY))
-            np.testing.assert_allclose(actions[-1], 2.0 * expected, rtol=1e-4, atol=1e-6)
-        assert np.all(actions[0] != actions[1])
-        np.testing.assert_array_equal(load_agent(folder, deterministic=deterministic)(OBS, KEY), actions[0])
+def test_each_seed_is_its_own_agent(trained, acts):
+    """By default the first one acts."""
+    weights = np.asarray(agents(trained["tiny_jax"]).params["weights"])
+    assert weights.shape == (2, 3, 1) and np.all(weights[0] != weights[1])
+    mean = {seed: acts["tiny_jax"][seed, True](OBS, KEY) for seed in (None, 4)}
+    np.testing.assert_allclose(mean[None], 2.0 * np.tanh(OBS @ weights[0]), rtol=1e-4)
+    np.testing.assert_allclose(mean[4], 2.0 * np.tanh(OBS @ weights[1]), rtol=1e-4)
+    sample = {seed: acts["tiny_jax"][seed, False](OBS, KEY) for seed in (None, 3, 4)}
+    np.testing.assert_array_equal(sample[None], sample[3])
+    assert np.any(sample[3] != sample[4])
 
 
-def test_saved_statistics_normalise_the_observations(trained):
+def test_saved_statistics_normalise_the_observations(trained, acts):
     folder = trained["ppo_jax"]
-    agent = one(folder, 0)
+    agent = jax.tree.map(lambda x: x[0], agents(folder))
     assert np.abs(agent.obs_stats.mean).min() > 0
-    args = RunFolder(folder).arguments(ppo_jax.Args)
+    args, obs = RunFolder(folder).arguments(ppo_jax.Args), jnp.asarray(OBS, jnp.float32)
     fresh = agent.replace(obs_stats=normalization.init((3,)))
-    acts, expected, other = (
-        np.asarray(x) for x in (
-            load_agent(folder, deterministic=True)(OBS, KEY) / 2.0,
-            ppo_jax.deterministic_action(args, agent, jnp.asarray(OBS, jnp.float32)),
-            ppo_jax.deterministic_action(args, fresh, jnp.asarray(OBS, jnp.float32)),
-        )
-    )  # fmt: skip
-    np.testing.assert_allclose(acts, expected, rtol=1e-4, atol=1e-6)
-    assert np.abs(acts - other).max() > 1e-4
+    action, expected, other = (
+        acts["ppo_jax"][None, True](OBS, KEY) / 2.0,
+        *(ppo_jax.deterministic_action(args, x, obs) for x in (agent, fresh)),
+    )
+    np.testing.assert_allclose(action, expected, rtol=1e-4, atol=1e-6)
+    assert np.abs(action - other).max() > 1e-4
 
 
-def test_what_is_no_run_with_such_an_agent_is_one_line(trained, tmp_path):
-    def refused(folder, words, **more):
-        with pytest.raises(UserError, match=words) as error:
-            load_agent(folder, **more)
-        assert "\n" not in str(error.value)
+# ------------------------------------------------------------------------------------------------------ what is refused
 
-    whole = trained["sac_jax"]
-    for seed in (2, 5, 0, -1):
-        refused(whole, f"has the seeds 3 to 4, not {seed}", seed=seed)
-    refused(tmp_path / "nowhere", "is not a run folder")
-    folder = tmp_path / "run"
-    shutil.copytree(whole, folder)
-    newest = complete(folder / "checkpoints")[0]
-    for path in newest.glob("agent/**/*"):
-        if path.is_file() and path.stat().st_size:
-            path.write_bytes(b"\0" + path.read_bytes()[1:])
-    refused(folder, rf"no checkpoint in {folder / 'checkpoints'} is intact")
+
+def assert_refused(folder, words, **more):
+    with pytest.raises(UserError, match=words) as error:
+        load_agent(folder, **more)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    """A copy of tiny_jax's folder."""
+    shutil.copytree(trained["tiny_jax"], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def change_args(folder, **more):
     stored = json.loads((folder / "args.json").read_text())
-    shutil.rmtree(newest)
-    refused(folder, f"there is no checkpoint in {folder / 'checkpoints'}")
-    shutil.copytree(complete(whole / "checkpoints")[0], newest)
-    (folder / "args.json").write_text(json.dumps({**stored, "hidden_dim": 8}))
-    refused(folder, r"does not fit this script: agent\.actor\..* is float32\[.*16.*\] there, float32\[.*8.*\] here")
-    (folder / "args.json").write_text(json.dumps({**stored, "env_id": "Qqqq-v9"}))
-    refused(folder, "unknown environment 'Qqqq-v9'")
+    (folder / "args.json").write_text(json.dumps({**stored, **more}))
 
 
-def test_the_last_intact_checkpoint_acts(trained, tmp_path):
-    """Where the newest is damaged, the one before it."""
-    folder = tmp_path / "run"
-    shutil.copytree(trained["ppo_jax"], folder)
-    newest = complete(folder / "checkpoints")[0]
-    before = newest.with_name("000000000001")
-    shutil.copytree(newest, before)
+def test_a_seed_that_the_run_has_not(trained):
+    for seed in (2, 5):
+        assert_refused(trained["tiny_jax"], f"has the seeds 3 to 4, not {seed}", seed=seed)
+
+
+def test_no_run(tmp_path):
+    assert_refused(tmp_path / "nowhere", "is not a run folder")
+
+
+@pytest.mark.parametrize("item", ["agent", "rest"])
+def test_a_damaged_checkpoint(copy, item):
+    """Also where it is not the agents that are damaged: what else would have to be believed?"""
+    files = [path for path in complete(copy / "checkpoints")[0].glob(f"{item}/**/*") if path.is_file()]
+    for path in files:
+        path.write_bytes(path.read_bytes() + b"x")
+    assert_refused(copy, rf"no checkpoint in {copy / 'checkpoints'} is intact")
+
+
+def test_no_checkpoint(copy):
+    shutil.rmtree(copy / "checkpoints")
+    assert_refused(copy, f"there is no checkpoint in {copy / 'checkpoints'}")
+
+
+def test_agents_of_other_sizes(copy):
+    change_args(copy, env_id="MountainCarContinuous-v0")
+    assert_refused(copy, r"does not fit this script: agent\.params\.weights is .*\[2, 3, 1\] there, .*\[2, 2, 1\] here")
+
+
+def test_an_environment_that_is_unknown_here(copy):
+    change_args(copy, env_id="Qqqq-v9")
+    assert_refused(copy, "unknown environment 'Qqqq-v9'")
+
+
+def test_the_last_intact_checkpoint_acts(copy, acts):
+    """Where the newest is damaged, the one before it. Who only reads deletes nothing."""
+    newest = complete(copy / "checkpoints")[0]
+    shutil.copytree(newest, newest.with_name("000000000001"))
     (newest / "seal.json").write_text("{}")
-    expected = load_agent(trained["ppo_jax"])(OBS, KEY)
-    np.testing.assert_array_equal(load_agent(folder)(OBS, KEY), expected)
-    assert newest.is_dir()  # who only reads deletes nothing
+    expected = acts["tiny_jax"][None, True](OBS, KEY)
+    np.testing.assert_array_equal(load_agent(copy, deterministic=True)(OBS, KEY), expected)
+    assert newest.is_dir()

@@ -20,9 +20,7 @@ def shown(capsys, folder, **settings):
     """What is printed: (seed, policy, mean, std, min, max, episodes) of each line."""
     show.show(show.Settings(folder, **settings))
     number = r"(-?[\d.]+)"
-    line = (
-        rf"Pendulum-v1 seed (\d+) (\w+) +return +{number} \+- +{number} \(min {number}, max {number}, (\d+) episodes, "
-    )
+    line = rf"Pendulum-v1 seed (\d+) (\w+) +return +{number} \+- +{number} \(min {number}, max {number}, (\d+) episodes"
     lines = capsys.readouterr().out.splitlines()
     found = [re.fullmatch(rf"{line}, mean length 200\.0\)", text) for text in lines]
     assert all(found), lines
@@ -47,7 +45,7 @@ def test_the_last_evaluation_again(trained, capsys):
 
 def test_other_episodes(trained, capsys):
     """One policy; from other start states with another seed. It is still the run's seeds that act."""
-    folder = trained["sac_jax"]
+    folder = trained["tiny_jax"]
     lines = shown(capsys, folder, episodes=3, policy="deterministic")
     assert [line[:2] for line in lines] == [(3, "deterministic"), (4, "deterministic")]
     assert all(line[-1] == 3 for line in lines)
@@ -59,7 +57,7 @@ def test_other_episodes(trained, capsys):
 def test_number_of_episodes(trained):
     for episodes in (0, -1):
         with pytest.raises(UserError, match=rf"^--episodes must be positive, not {episodes}$"):
-            show.show(show.Settings(trained["sac_jax"], episodes=episodes))
+            show.show(show.Settings(trained["tiny_jax"], episodes=episodes))
 
 
 def test_as_a_command(tmp_path):
@@ -88,17 +86,17 @@ def test_a_video_that_cannot_be_rendered_is_one_line(trained, monkeypatch, capsy
         return make(*args, **more)
 
     monkeypatch.setattr(video, "make_gymnasium", no_rendering)
-    assert video.record_video(trained["sac_jax"]) is None
+    assert video.record_video(trained["tiny_jax"]) is None
     assert capsys.readouterr().err == "no video: Pendulum-v1 cannot be rendered here (OSError: no display)\n"
 
 
 def test_a_video_without_moviepy_is_one_line(trained, monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "moviepy" else find(name))
-    assert video.record_video(trained["sac_jax"]) is None
+    assert video.record_video(trained["tiny_jax"]) is None
     assert capsys.readouterr().err == "no video: it needs moviepy: pip install '.[video]'\n"
     # The episodes are shown all the same.
-    show.show(show.Settings(trained["sac_jax"], episodes=1, policy="deterministic", video=True))
+    show.show(show.Settings(trained["tiny_jax"], episodes=1, policy="deterministic", video=True))
     printed = capsys.readouterr()
     assert printed.out.count("\n") == 2 and printed.err == "no video: it needs moviepy: pip install '.[video]'\n"
 
@@ -126,7 +124,7 @@ class Still:
 def test_a_video_shows_an_episode_of_the_first_agent(trained, monkeypatch, capsys, tmp_path):
     """A whole episode, from the start state of the seed asked for, by the policy asked for."""
     folder = tmp_path / "run"
-    shutil.copytree(trained["sac_jax"], folder)
+    shutil.copytree(trained["tiny_jax"], folder)
     make = video.make_gymnasium
     monkeypatch.setattr(video, "make_gymnasium", lambda env_id, kwargs, render_mode: make(env_id, kwargs))
     monkeypatch.setattr(video.gym.wrappers, "RecordVideo", Still)

@@ -1,38 +1,42 @@
-"""SAC and DiffSAC as commands: train, evaluate, save, reload; the same seed gives the same numbers."""
-
-import csv
-import importlib.util
-import json
+"""The scripts as commands: whole runs in which no key is used twice, and what is in their folders afterwards."""
 
 import jax
 import numpy as np
 import pytest
 
-from common import UserError, envs, evaluation
-from tests import scripts
+from harness import RunFolder
+from harness.evaluation import POLICIES
+from tests.running import SCRIPTS, agents, known, module_of, scalars, small, train
 
-SCRIPTS = sorted(path.name for path in scripts.ROOT.glob("*_jax.py"))
-REPLAY = ["sac_jax.py", "diffsac_jax.py"]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+OFF_POLICY = [script for script in SCRIPTS if known(script, {"learning-starts": 0})]
+DIFFUSION = [script for script in SCRIPTS if known(script, {"num-denoising-steps": 0})]
+K = 2
 
 
 def settings_of(script, **more):
-    settings = {**scripts.small(script), "total-timesteps": 200}
-    if script.startswith("diff"):
-        settings["num-denoising-steps"] = 2
-    return {**settings, **more}
+    """200 steps of two agents side by side, with every loss that the script has."""
+    settings = {"total-timesteps": 200, "eval-frequency": 100, "num-denoising-steps": K, "num-seeds": 1, "seed": 3}
+    if script == "diffppo_jax.py":
+        settings["alpha"] = 0.01
+    return known(script, {**small(script), **settings, **more})
 
 
-@pytest.fixture(scope="module", params=REPLAY)
-def trained(request, tmp_path_factory):
-    """(script, run folder) of one small run."""
-    return request.param, scripts.train(request.param, tmp_path_factory.mktemp("runs"), settings_of(request.param))
+@pytest.fixture(scope="module", params=SCRIPTS)
+def trained(request, quick_compilation, tmp_path_factory):
+    """(script, folder of its run); a key that is used twice is an error here."""
+    with jax.debug_key_reuse(True):
+        folder = train(request.param, tmp_path_factory.mktemp("runs"), settings_of(request.param))
+    return request.param, folder
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_identity_12_no_key_is_used_twice(script, tmp_path):
+def test_identity_12_no_key_is_used_twice(trained):
     """Over start, warm-up, updates and evaluations of a whole run."""
-    run = scripts.train(script, tmp_path, settings_of(script), JAX_DEBUG_KEY_REUSE="1")
-    assert (run / "summary.json").exists()
+    _, folder = trained
+    summary = RunFolder(folder).summary()
+    assert RunFolder(folder).status() == "finished"
+    assert summary["step"] == 200 and summary["evaluations"] == 2 and summary["updates"] > 0
 
 
 def test_identity_12_the_check_sees_a_key_used_twice():
@@ -45,136 +49,90 @@ def test_identity_12_the_check_sees_a_key_used_twice():
         jax.jit(jax.vmap(lambda key: jax.lax.scan(step, key, None, length=3)[1]))(jax.random.split(jax.random.key(0)))
 
 
+def tags_of(script):
+    """What a script logs, at the least."""
+    tags = {"charts/episodic_return", "charts/episodic_length", "charts/SPS", "losses/entropy"}
+    tags |= {f"eval/episodic_{what}_{policy}" for what in ("return", "length") for policy in POLICIES}
+    if script in OFF_POLICY:
+        tags |= {"losses/qf_loss", "losses/actor_loss", "losses/alpha"}
+    else:
+        losses = ("policy_loss", "value_loss", "old_approx_kl", "approx_kl", "clipfrac", "explained_variance")
+        tags |= {f"losses/{name}" for name in (*losses, "first_ratio_error")} | {"charts/learning_rate"}
+    if script in DIFFUSION:
+        tags |= {"diffusion/beta_min", "diffusion/beta_max", "diffusion/entropy_bound", "diffusion/entropy_estimate"}
+    else:
+        tags.add("eval/entropy")
+    return tags
+
+
 def test_run_folder_says_all_about_the_run(trained):
-    script, run = trained
-    args, summary = (json.loads((run / name).read_text()) for name in ("args.json", "summary.json"))
-    assert args["script"] == script.removesuffix(".py") and args["total_timesteps"] == 200
-    versions = json.loads((run / "versions.json").read_text())
-    assert {"git_commit", "python", "jax", "flax", "gymnasium", "mujoco", "device", "threads"} <= set(versions)
+    script, folder = trained
+    run = RunFolder(folder)
+    args = run.arguments(module_of(script).Args)
+    assert run.stored_args()["script"] == script.removesuffix(".py") == args.exp_name
+    assert run.script() is module_of(script) and (args.total_timesteps, args.seed) == (200, 3)
+    (versions,) = run.versions()
+    assert {"git_commit", "git_dirty", "python", "jax", "flax", "gymnasium", "mujoco", "threads"} <= set(versions)
     platform, model = versions["device"].split(" ", 1)
     assert platform == jax.devices()[0].platform and model != platform
-    assert (run / "agent.msgpack").stat().st_size > 0 and list(run.glob("events.*"))
-    rows = scripts.scalars(run)
-    tags = {tag for _, _, tag, _ in rows}
-    assert {"losses/qf_loss", "losses/actor_loss", "losses/alpha", "losses/entropy"} <= tags
-    assert {f"eval/episodic_return_{policy}" for policy in evaluation.POLICIES} <= tags
-    assert ("diffusion/log_ratio_2" in tags) == (script == "diffsac_jax.py")
-    assert all(np.isfinite(float(value)) for *_, value in rows)
-    last = {tag: float(value) for _, _, tag, value in rows}
-    for policy in evaluation.POLICIES:
-        assert summary["episodic_return"]["1"][f"{policy}_last"] == last[f"eval/episodic_return_{policy}"]
-    assert summary["updates"] == 100
+    assert all(list(folder.glob(f"seed_{seed}/events.*")) for seed in (3, 4))
+    rows, summary = run.scalars(), run.summary()
+    for seed in (3, 4):
+        last = {tag: value for _, _, s, tag, value in rows if s == seed}
+        assert tags_of(script) <= set(last)
+        if script not in DIFFUSION:
+            assert not [tag for tag in last if tag.startswith("diffusion/")]
+        for policy in POLICIES:
+            returns = [v for _, _, s, tag, v in rows if (s, tag) == (seed, f"eval/episodic_return_{policy}")]
+            assert summary["episodic_return"][str(seed)][f"{policy}_last"] == returns[-1]
+            assert summary["episodic_return"][str(seed)][f"{policy}_mean_of_last_10"] == pytest.approx(np.mean(returns))
+    assert all(np.isfinite(value) for *_, value in rows)
+    assert summary["parameters"] > 0 and summary["steps_per_second"] > 0 and summary["peak_memory_bytes"] > 1e6
 
 
-def test_same_seed_same_scalars(trained, tmp_path):
-    script, run = trained
-    again = scripts.train(script, tmp_path, settings_of(script))
-    assert scripts.scalars(again) == scripts.scalars(run)
+def test_number_of_updates(trained):
+    """After the warm-up two environment steps at a time with an update each; or epochs times minibatches a rollout."""
+    script, folder = trained
+    assert RunFolder(folder).summary()["updates"] == (100 if script in OFF_POLICY else 2 * 2 * 2)
 
 
-def test_another_seed_gives_other_scalars(trained, tmp_path):
-    script, run = trained
-    other = scripts.train(script, tmp_path, settings_of(script, seed=2))
-    losses = [[value for _, _, tag, value in scripts.scalars(r) if tag.startswith("losses/")] for r in (run, other)]
-    assert len(losses[0]) == len(losses[1]) > 0
-    assert not set(losses[0]) & set(losses[1])
+def values(folder, tag, seed):
+    return [(step, value) for step, s, t, value in scalars(folder) if (s, t) == (seed, tag)]
 
 
-def test_evaluate_reloads_the_agent(trained):
-    """`--evaluate RUN` at the run's end is the last evaluation: the same agent, start states and keys."""
-    script, run = trained
-    done = scripts.run(script, {"evaluate": run, "eval-episodes": 2})
-    summary = json.loads((run / "summary.json").read_text())["episodic_return"]["1"]
-    for policy, line in zip(evaluation.POLICIES, done.stdout.strip().splitlines(), strict=True):
-        assert policy in line
-        assert float(line.split("return")[1].split("+-")[0]) == pytest.approx(summary[f"{policy}_last"], abs=0.01)
+def test_first_minibatch_and_learning_rate(trained):
+    """The first minibatch of a rollout has the policy that acted; the rate falls linearly."""
+    script, folder = trained
+    for seed in (3, 4):
+        errors, rates = (values(folder, tag, seed) for tag in ("losses/first_ratio_error", "charts/learning_rate"))
+        if script in OFF_POLICY:
+            assert errors == rates == []
+        else:
+            assert [step for step, _ in errors] == [100, 200] and max(error for _, error in errors) < 1e-4
+            assert rates == [(100, pytest.approx(3e-4, rel=1e-5)), (200, pytest.approx(1.5e-4, rel=1e-5))]
 
 
-def test_evaluate_refuses_another_script(trained):
-    script, run = trained
-    other = {"sac_jax.py": "diffsac_jax.py", "diffsac_jax.py": "sac_jax.py"}[script]
-    done = scripts.run(other, {"evaluate": run}, status=2)
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and script in done.stderr
+def test_another_seed_gives_other_scalars(trained):
+    """Of the two agents side by side."""
+    script, folder = trained
+    for tag in tags_of(script):
+        if tag in ("losses/qf_loss", "losses/actor_loss", "losses/policy_loss", "losses/value_loss", "losses/entropy"):
+            a, b = values(folder, tag, 3), values(folder, tag, 4)
+            assert len(a) == len(b) > 0 and not {x for _, x in a} & {x for _, x in b}, tag
 
 
-def test_load_agent(trained):
-    _, run = trained
-    act, mean = evaluation.load_agent(run), evaluation.load_agent(run, deterministic=True)
-    obs = np.array([[1.0, 0.0, 0.1], [0.0, 1.0, -2.0]])
-    actions = act(obs, jax.random.key(0))
-    assert actions.shape == (2, 1) and np.all(np.abs(actions) <= 2.0)  # Pendulum's own units
-    assert act(obs[0], jax.random.key(0)).shape == (1,)
-    assert np.any(actions != act(obs, jax.random.key(1)))
-    np.testing.assert_array_equal(mean(obs, jax.random.key(0)), mean(obs, jax.random.key(1)))
-    with pytest.raises(UserError, match="not 7"):
-        evaluation.load_agent(run, seed=7)
+# Of the others tests/harness/test_resume.py compares a whole run with one in pieces.
+SAME = [pytest.param(s, marks=() if s in ("diffsac_jax.py", "ppo_jax.py") else pytest.mark.slow) for s in SCRIPTS]
 
 
-def test_a_video_that_cannot_be_rendered_is_one_line(trained, monkeypatch, capsys):
-    _, run = trained
-    make = envs.make_gymnasium
+@pytest.mark.parametrize("trained", SAME, indirect=True)
+def test_the_same_seed_gives_the_same_scalars(trained, tmp_path):
+    """Also with evaluations at other times and of other length, which may not change training."""
+    script, folder = trained
+    again = train(script, tmp_path, settings_of(script, **{"eval-frequency": 200, "eval-episodes": 1}))
 
-    def no_rendering(*args, **more):
-        if "render_mode" in more:
-            raise OSError("no display")
-        return make(*args, **more)
+    def training(folder):
+        return [row for row in scalars(folder) if not row[2].startswith(("eval/", "diffusion/entropy"))]
 
-    monkeypatch.setattr(envs, "make_gymnasium", no_rendering)
-    assert evaluation.record_video(run) is None
-    assert capsys.readouterr().err == "no video: Pendulum-v1 cannot be rendered here (OSError: no display)\n"
-
-
-def test_a_video_without_moviepy_is_one_line(trained, monkeypatch, capsys):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "moviepy" else find(name))
-    assert evaluation.record_video(trained[1]) is None
-    assert capsys.readouterr().err == "no video: it needs moviepy: pip install '.[video]'\n"
-
-
-WANDB = """
-import json, os
-def init(**settings):
-    if "LOGIN" not in os.environ:
-        raise RuntimeError("No API key configured.\\nUse `wandb login`.")
-    return Run(settings)
-class Run:
-    def __init__(self, settings):
-        self.file = open(os.environ["LOGIN"], "w")
-        self.file.write(json.dumps(settings, default=str) + "\\n")
-    def define_metric(self, name, step_metric): pass
-    def log(self, values):
-        self.file.write(json.dumps(values) + "\\n")
-"""
-
-
-def test_track_mirrors_every_scalar(tmp_path):
-    """A stand-in for the wandb package writes down what it is given."""
-    (tmp_path / "wandb.py").write_text(WANDB)
-    settings = {**settings_of("sac_jax.py"), "track": True, "num-seeds": 2, "runs-folder": tmp_path / "runs"}
-    more = {"PYTHONPATH": f"{tmp_path}", "LOGIN": f"{tmp_path / 'log'}"}
-    scripts.run("sac_jax.py", settings, **more)
-    (run,) = (tmp_path / "runs").iterdir()
-    start, *logged = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert (
-        start["name"] == run.name
-        and start["dir"] == str(run)
-        and start["config"]["seed"] == 1
-        and start["project"] == "diffusion-maxent-rl"
-    )
-    with (run / "scalars.csv").open() as file:
-        rows = [
-            (int(row["global_step"]), f"seed_{row['seed']}/{row['tag']}", row["value"]) for row in csv.DictReader(file)
-        ]
-    assert len(rows) > 20
-    assert [(x.pop("global_step"), *((tag, repr(value)) for tag, value in x.items())) for x in logged] == [
-        (step, (tag, value)) for step, tag, value in rows
-    ]
-    del more["LOGIN"]
-    done = scripts.run("sac_jax.py", settings, status=2, **more)
-    assert done.stderr.splitlines()[-1].startswith("error: --track: RuntimeError: No API key configured. Use")
-    assert list((tmp_path / "runs").iterdir()) == [run]
-    # A run that is to go on keeps what it has.
-    before = sorted(path.name for path in run.iterdir())
-    done = scripts.run("sac_jax.py", {"resume": run}, status=2, **more)
-    assert "--track: RuntimeError: No API key" in done.stderr
-    assert sorted(path.name for path in run.iterdir()) == before
+    assert training(again) == training(folder) and len(training(folder)) > 20
+    jax.tree.map(np.testing.assert_array_equal, *(jax.tree.leaves(agents(x)) for x in (again, folder)))

@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # script, script derived from it, most changed lines, sections that are equal byte for byte
 PAIRS = [
-    ("sac_jax.py", "diffsac_jax.py", 170, ("training", "main")),
+    ("sac_jax.py", "diffsac_jax.py", 135, ("training", "main")),
+    ("sac_jax.py", "crossq_jax.py", 90, ("policy", "training", "main")),
+    ("crossq_jax.py", "diffcrossq_jax.py", 140, ("training", "main")),
     ("diffsac_jax.py", "diffwpo_jax.py", 80, ("networks", "policy", "training", "main")),
     ("ppo_jax.py", "diffppo_jax.py", 130, ("main",)),
 ]
@@ -173,7 +175,9 @@ def lines(path):
     return len(path.read_text().splitlines())
 
 
-LIMITS = [(ROOT / script, 420) for script in SCRIPTS]
+# The two longest: an actor's loss with its reasons, and Rollout, Batch and make_batch. Shorter would be squeezed.
+LONGER = {"diffwpo_jax.py": 430, "diffppo_jax.py": 450}
+LIMITS = [(ROOT / script, LONGER.get(script, 420)) for script in SCRIPTS]
 LIMITS += [(path, 160 if path.name == "checkpoint.py" else 200) for path in sorted((ROOT / "harness").rglob("*.py"))]
 
 

@@ -119,7 +119,9 @@ def train_bandit(name, num_updates, start=None, **settings):
         mean = {**layers["Dense_2"], "bias": jnp.asarray(start)}
         agent = with_actor_params(agent, {"params": {**layers, "Dense_2": mean}})
     agent = with_known_critic(agent, bandit_value)
-    agent = train(module, args, agent, train_key, num_updates, partial(bandit_batch, 256))
+    falling = optax.piecewise_constant_schedule(args.policy_lr, {num_updates // 2: 0.1})
+    agent = with_rate(agent, actor=falling)  # at a constant rate the shares of the modes wander
+    agent = train(module, args, agent, train_key, num_updates, partial(bandit_batch, 512))
     elbo, shares = bandit_figures(module, args, agent)
     print(f"identity 3, {name} {settings}: ELBO {elbo:.3f}, modes {np.round(100 * shares, 1)} %")
     return elbo, shares

@@ -14,6 +14,7 @@ import ppo_jax
 from common import diffusion, normalization
 from common.distributions import tanh_log_det
 from envs import make_env
+from tests.chains import log_densities
 
 SIZES = SimpleNamespace(observation_size=3, action_size=2)
 SMALL = {"num_envs": 4, "num_steps": 8, "num_minibatches": 4, "update_epochs": 2, "hidden_dim": 8}
@@ -167,7 +168,7 @@ def augmented(args, agent, rollout):
     def terms(agent):
         drift, schedule = diffppo_jax.policy_terms(args, agent, rollout.obs)
         latents = jnp.moveaxis(rollout.sample, 1, 0)  # [K+1, T, N, A]
-        log_q, log_pi = diffusion.chain_log_probs(drift, schedule, latents)
+        log_q, log_pi = log_densities(drift, schedule, latents)
         inputs = [diffppo_jax.network_input(args, rollout.obs, latents[k], k) for k in range(1, steps + 1)]
         v = diffppo_jax.state_value(agent, jnp.stack(inputs))
         return log_q - log_pi, v, diffusion.prior_log_prob(schedule, latents[-1]), tanh_log_det(latents[0])
@@ -459,7 +460,7 @@ def test_identity_9_gradient_of_the_bound_against_finite_differences():
         @jax.jit
         def bound(actor_params):
             latents, drift, schedule = chain(actor_params)
-            log_q, log_pi = diffusion.chain_log_probs(drift, schedule, latents)
+            log_q, log_pi = log_densities(drift, schedule, latents)
             log_likelihood = diffusion.prior_log_prob(schedule, latents[2]) + (log_q - log_pi).sum(axis=0)
             return jnp.sum(weight * (reward(latents[0]) - args.alpha * (log_likelihood - tanh_log_det(latents[0]))))
 
