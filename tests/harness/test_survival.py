@@ -62,7 +62,7 @@ def summary_of(folder):
 def test_killed_three_times(tmp_path):
     """Killed at steps drawn at random, at whatever point the writing of the checkpoint is by then."""
     settings = {**SETTINGS, "total-timesteps": 1200}
-    whole = train(TINY, tmp_path / "whole", settings)
+    whole = train(TINY, tmp_path / "whole", settings, how=run)
     runs = tmp_path / "runs"
     draw = random.Random(1)
     settings, before = {**settings, "runs-folder": runs}, 0
