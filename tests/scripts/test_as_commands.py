@@ -6,7 +6,7 @@ import pytest
 
 from harness import RunFolder
 from harness.evaluation import POLICIES
-from tests.running import SCRIPTS, agents, known, module_of, run, scalars, small, train
+from tests.running import SCRIPTS, known, module_of, run, scalars, small, train
 
 OFF_POLICY = [script for script in SCRIPTS if known(script, {"learning-starts": 0})]
 DIFFUSION = [script for script in SCRIPTS if known(script, {"num-denoising-steps": 0})]
@@ -115,15 +115,11 @@ def some(scripts):
 # Of the others tests/harness/test_resume.py compares a whole run with one in pieces.
 @pytest.mark.parametrize("trained", some(["diffsac_jax.py", "ppo_jax.py"]), indirect=True)
 def test_the_same_seed_gives_the_same_scalars(trained, tmp_path):
-    """Also with evaluations at other times and of other length, which may not change training."""
+    """Also with evaluations at other times, which may not change training; the last one sees the last parameters."""
     script, folder = trained
-    again = train(script, tmp_path, settings_of(script, **{"eval-frequency": 200, "eval-episodes": 1}), how=run)
-
-    def training(folder):
-        return [row for row in scalars(folder) if not row[2].startswith("eval/")]
-
-    assert training(again) == training(folder) and len(training(folder)) > 8
-    jax.tree.map(np.testing.assert_array_equal, *(jax.tree.leaves(agents(x)) for x in (again, folder)))
+    again = train(script, tmp_path, settings_of(script, **{"eval-frequency": 200}), how=run)
+    expected = [row for row in scalars(folder) if row[0] == 200 or not row[2].startswith("eval/")]
+    assert scalars(again) == expected and 20 < len(expected) < len(scalars(folder))
 
 
 # Every script makes its keys from the seed in the same lines of harness/run.py.
@@ -134,5 +130,3 @@ def test_another_seed_gives_other_scalars(trained, tmp_path):
     for tag in ("losses/qf_loss", "losses/actor_loss", "losses/policy_loss", "losses/value_loss", "losses/entropy"):
         numbers = [[value for _, value in values(x, tag)] for x in (folder, other)]
         assert len(numbers[0]) == len(numbers[1]) and not set(numbers[0]) & set(numbers[1]), tag
-    leaves = [[np.asarray(x) for x in jax.tree.leaves(agents(folder)) if x.ndim > 2] for folder in (folder, other)]
-    assert leaves[0] and all(np.any(a != b) for a, b in zip(*leaves, strict=True))
