@@ -32,7 +32,7 @@ class Args(Experiment):
     """name of this experiment, part of the folder's name"""
     num_envs: int = 8
     """environments per agent"""
-    eval_frequency: int = Experiment.changeable(40_000)
+    eval_frequency: int = 40_000
     """environment steps between evaluations"""
     num_steps: int = 200
     """T, steps of each environment per rollout; a rollout and its updates are one compiled chunk"""

@@ -33,7 +33,7 @@ from typing import Any
 
 from envs import UserError, one_line
 from harness import Experiment, RunFolder
-from harness.experiment import flag
+from harness.experiment import flag, rules
 
 RESULTS = Path(__file__).resolve().parent / "results"
 VERSIONS = ("python", "jax", "flax", "mujoco", "gymnasium", "device", "threads")
@@ -71,9 +71,8 @@ def arguments(script: str, values: dict[str, Any]) -> str:
     more) come last, so that nothing is hidden. Raises UserError.
     """
     known = defaults(script)
-    # A script's own default for a field of Experiment, such as exp_name, does not change what the field is for.
-    fields = (*dataclasses.fields(Experiment), *dataclasses.fields(script_args(script)))
-    left_out = {"script", "layout"} | {field.name for field in fields if not field.metadata.get("computes", True)}
+    fields = dataclasses.fields(script_args(script))
+    left_out = {"script", "layout"} | {field.name for field in fields if not rules(field).get("computes", True)}
     words = []
     for name in [*known, *(name for name in values if name not in known)]:
         if name in left_out or name not in values or (name in known and _text(values[name]) == _text(known[name])):

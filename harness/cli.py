@@ -9,7 +9,7 @@ import tyro
 
 from envs import UserError
 from envs.gymnasium_make import prefer_headless_rendering
-from harness.experiment import Experiment, flag
+from harness.experiment import Experiment, flag, rules
 from harness.folder import RunFolder, RunFolderError
 
 
@@ -52,7 +52,7 @@ def parse(Args: type[Experiment], words: list[str]) -> Experiment:
     reasons = stored.fixed_on_resume()
     for field in dataclasses.fields(args):
         old, new = getattr(stored, field.name), getattr(args, field.name)
-        if old != new and (not field.metadata.get("may_change") or field.name in reasons):
+        if old != new and (not rules(field).get("may_change") or field.name in reasons):
             because = f" ({reasons[field.name]})" if field.name in reasons else ""
             raise UserError(f"{flag(field.name)} {new} conflicts with {run!r}, which was begun with {old}{because}")
     return args

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,7 @@ class Experiment:
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), field.metadata.get("at_least")
+            value, least = getattr(self, field.name), rules(field).get("at_least")
             if hints[field.name] in (int, float) and not math.isfinite(value):
                 raise UserError(f"{flag(field.name)} must be finite, not {value}")
             if least is not None and value < least:
@@ -123,3 +124,10 @@ class Experiment:
 def flag(name: str) -> str:
     """`q_lr` -> `--q-lr`"""
     return "--" + name.replace("_", "-")
+
+
+def rules(field: dataclasses.Field) -> Mapping[str, Any]:
+    """What `option` says of a field. A script that gives an inherited field another default keeps its rules."""
+    return {inherited.name: inherited.metadata for inherited in dataclasses.fields(Experiment)}.get(
+        field.name, field.metadata
+    )

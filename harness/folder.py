@@ -96,7 +96,7 @@ class RunFolder:
         try:
             first = json.loads((self.path / "versions.json").read_text())
             later = first.pop("resumed", [])
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, TypeError):
             return []
         return [{"step": 0, **first}, *later]
 

@@ -7,7 +7,7 @@ import pytest
 
 from envs import UserError
 from harness import Experiment, RunFolder, cli
-from harness.experiment import flag
+from harness.experiment import flag, rules
 from tests.running import SCRIPTS, module_of
 
 
@@ -160,18 +160,18 @@ def test_arguments_out_of_range_are_refused_on_resume_too(folder):
 
 # ---------------------------------------------------------------------------------------------------------- the scripts
 
-CHANGEABLE = {field.name for field in dataclasses.fields(Experiment) if field.metadata.get("may_change")}
+CHANGEABLE = {field.name for field in dataclasses.fields(Experiment) if rules(field).get("may_change")}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_what_the_scripts_let_resume_change(script):
     """A script that gives a field of Experiment another default must not lose its rules."""
     Args = module_of(script).Args
-    may_change = {field.name for field in dataclasses.fields(Args) if field.metadata.get("may_change")}
+    may_change = {field.name for field in dataclasses.fields(Args) if rules(field).get("may_change")}
     assert may_change - {"log_frequency"} == CHANGEABLE
     assert ("log_frequency" in may_change) == ("log_frequency" in Args.__dataclass_fields__)
     for field in dataclasses.fields(Experiment):
-        least = field.metadata.get("at_least")
+        least = rules(field).get("at_least")
         if least is not None:
             with pytest.raises(UserError, match=f"{flag(field.name)} must"):
                 Args(**{field.name: least - 1})

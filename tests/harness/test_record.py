@@ -28,14 +28,20 @@ def results(value):
     """An evaluation of two episodes by three agents, with the means `value`, `value` + 1, .. of each policy."""
     means = value + np.arange(3.0)[:, None]
     return {
-        policy: {"return": sign * np.concatenate([means - 1, means + 1], axis=1)}
+        policy: {
+            "return": sign * np.concatenate([means - 1, means + 1], axis=1),
+            "length": np.full((3, 2), 10.0),
+            "metrics": {"eval/entropy": np.ones(3)} if policy == "stochastic" else {},
+        }
         for policy, sign in (("stochastic", 1), ("deterministic", -1))
     }
 
 
 def test_it_comes_back_from_json():
     record = Record(stopped={2: {"step": 30, "cause": "learning", "what": "x"}}, learning_seconds=1.5, learning_steps=7)
-    record.add_evaluation(results(0.0))
+    values = record.add_evaluation(results(0.0))
+    assert values["eval/episodic_return_deterministic"].tolist() == [0.0, -1.0, -2.0]
+    assert values["eval/episodic_length_stochastic"].tolist() == [10.0] * 3 and "eval/entropy" in values
     again = Record.from_json(json.loads(json.dumps(record.to_json())))
     assert math.isnan(again.last_return)
     again.last_return = record.last_return = 0.0

@@ -41,6 +41,8 @@ SETTINGS = {
     "sac_jax.py": OFF_POLICY,
     "diffsac_jax.py": {**OFF_POLICY, **DIFFUSION, "num-seeds": 2, "num-envs": 2, "eval-frequency": 400},
     "diffwpo_jax.py": {**OFF_POLICY, **DIFFUSION},
+    "crossq_jax.py": OFF_POLICY,
+    "diffcrossq_jax.py": {**OFF_POLICY, **DIFFUSION},
     "ppo_jax.py": ON_POLICY,
     "diffppo_jax.py": {**ON_POLICY, **DIFFUSION, "num-seeds": 2},
 }
@@ -51,6 +53,8 @@ STOPS = {
     "sac_jax.py": [(400, 30), (400, None), (800, 130), (800, None)],
     "diffsac_jax.py": [(400, None), (800, 80), (800, None)],
     "diffwpo_jax.py": [(400, None), (800, 130), (800, None)],
+    "crossq_jax.py": [(400, None), (800, 130), (800, None)],
+    "diffcrossq_jax.py": [(400, None), (800, 130), (800, None)],
     "ppo_jax.py": [(400, None), (800, 80), (800, None)],
     "diffppo_jax.py": [(400, None), (800, 80), (800, None)],
 }
@@ -109,11 +113,11 @@ def assert_tensorboard_shows_one_curve(folder):
             assert shown == expected, tag
 
 
-# The diffusion scripts derived from DiffSAC's and PPO's lines share all that resuming touches: slow, not skipped.
-@pytest.mark.parametrize(
-    "script",
-    [pytest.param(s, marks=pytest.mark.slow if s in ("diffwpo_jax.py", "diffppo_jax.py") else ()) for s in SETTINGS],
-)
+# The others have the lines of these in all that resuming touches: slow, not skipped.
+QUICK = ("sac_jax.py", "diffsac_jax.py", "ppo_jax.py")
+
+
+@pytest.mark.parametrize("script", [pytest.param(s, marks=() if s in QUICK else pytest.mark.slow) for s in SETTINGS])
 def test_in_pieces_equals_in_one_go(script, tmp_path):
     whole = in_one_go(script, tmp_path / "whole", SETTINGS[script])
     pieces = in_pieces(script, tmp_path / "pieces", SETTINGS[script])
