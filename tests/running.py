@@ -124,8 +124,8 @@ def run(script: str, settings: dict, status: int = 0, cwd: Path | None = None, *
 # ---------------------------------------------------------------------------------------------------- what they leave
 
 
-def train(script: str, runs_folder: Path, settings: dict, how=enter, **more: str) -> Path:
-    """Trains with SMALL overridden by `settings`; returns the run's folder. `how`: `enter` or `run`."""
+def train(script: str, runs_folder: Path, settings: dict, how=enter, **more) -> Path:
+    """Trains with SMALL overridden by `settings`; returns the run's folder. `how`: `enter` or `run`; `more`: for it."""
     before = set(runs_folder.glob("*")) if runs_folder.exists() else set()
     how(script, {**known(script, SMALL), "runs-folder": runs_folder, **settings}, **more)
     (folder,) = set(runs_folder.glob("*")) - before

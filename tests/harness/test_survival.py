@@ -31,6 +31,7 @@ SETTINGS = {
     "eval-episodes": 2,
     "checkpoint-frequency": 100,
     "memory": 1000,
+    "learning-starts": 0,
 }
 
 
@@ -174,8 +175,7 @@ def nan_of_environment(which, at):
 def test_nan_of_an_environment_stops_its_seed_only(tmp_path):
     more = {"num-seeds": 2, "seed": 5, "total-timesteps": 200, "eval-frequency": 100, "learning-rate": 1e-4}
     clean = train(TINY, tmp_path / "clean", {**nan_of_environment(-1, 130), **more})
-    done = enter(TINY, {**nan_of_environment(1, 130), **more, "runs-folder": tmp_path / "nan"}, status=3)
-    (folder,) = (tmp_path / "nan").iterdir()
+    folder = train(TINY, tmp_path / "nan", {**nan_of_environment(1, 130), **more}, status=3)
     assert [row for row in scalars(folder) if row[1] == 5] == [row for row in scalars(clean) if row[1] == 5]
     stopped = [row for row in scalars(folder) if row[1] == 6]
     assert stopped == [row for row in scalars(clean) if row[1] == 6 and row[0] <= 100]
@@ -188,42 +188,47 @@ def test_nan_of_an_environment_stops_its_seed_only(tmp_path):
     what = summary["stopped"]["6"]
     assert (what["step"], what["cause"]) == (130, "environment")
     assert what["what"] == "an observation or reward of environment 0 is not finite"
-    assert "seed 6 stopped at step 130 (environment)" in done.stdout
     assert RunFolder(folder).status() == "stopped"
     # The other seed may go on; the stopped one stays stopped.
-    done = enter(TINY, {"resume": folder, "total-timesteps": 300}, status=3)
+    enter(TINY, {"resume": folder, "total-timesteps": 300}, status=3)
     assert [row for row in scalars(folder) if row[1] == 6] == stopped and scalars(folder)[-1][:2] == (300, 5)
     assert summary_of(folder)["stopped"] == summary["stopped"]
 
 
-def assert_resuming_repeats_it(script, folder, step, cause, checkpoints):
+def assert_resuming_repeats_it(folder, step, cause):
     """The last checkpoint is before the NaN, so a resume comes to it again: the same rows and the same exit status."""
     rows, summary = scalars(folder), summary_of(folder)
-    assert checkpoints_of(folder) == checkpoints
-    assert list(summary["stopped"]) == ["1"] and (summary["stopped"]["1"]["cause"]) == cause
-    assert summary["stopped"]["1"]["step"] == step and RunFolder(folder).status() == "stopped"
-    assert all(np.isfinite(value) for *_, value in rows)
+    assert checkpoints_of(folder) == [100]
+    assert list(summary["stopped"]) == ["1"] and RunFolder(folder).status() == "stopped"
+    assert (summary["stopped"]["1"]["step"], summary["stopped"]["1"]["cause"]) == (step, cause)
+    assert len(rows) > 1 and all(np.isfinite(value) for *_, value in rows)
     environments.NotANumber.copies = 0
-    done = enter(script, {"resume": folder}, status=3)
-    assert f"resumed at step {checkpoints[-1]}" in done.stdout
-    assert f"seed 1 stopped at step {step} ({cause})" in done.stdout
-    assert scalars(folder) == rows and checkpoints_of(folder) == checkpoints
+    done = enter(TINY, {"resume": folder}, status=3)
+    assert "resumed at step 100" in done.stdout and f"seed 1 stopped at step {step} ({cause})" in done.stdout
+    assert scalars(folder) == rows and checkpoints_of(folder) == [100]
     again = summary_of(folder)
     for name in ("stopped", "step", "episodic_return", "evaluations"):
         assert again[name] == summary[name], name
 
 
 def test_nan_of_an_environment_is_reached_again_from_the_last_checkpoint(tmp_path):
-    enter(TINY, {**nan_of_environment(0, 170), "runs-folder": tmp_path}, status=3)
-    (folder,) = tmp_path.iterdir()
-    assert_resuming_repeats_it(TINY, folder, 170, "environment", [100])
+    folder = train(TINY, tmp_path, nan_of_environment(0, 170), status=3)
+    assert_resuming_repeats_it(folder, 170, "environment")
 
 
 def test_nan_of_learning_is_reached_again_from_the_last_checkpoint(tmp_path):
-    """The first updates, after step 100, make numbers that are not finite."""
-    enter("sac_jax.py", {**OFF_POLICY, "q-lr": 1e38, "checkpoint-frequency": 50, "runs-folder": tmp_path}, status=3)
-    (folder,) = tmp_path.iterdir()
-    assert_resuming_repeats_it("sac_jax.py", folder, 150, "learning", [50, 100])
+    """The first updates, after step 120, make numbers that are not finite."""
+    folder = train(TINY, tmp_path, {**SETTINGS, "learning-rate": 1e38, "learning-starts": 120}, status=3)
+    assert_resuming_repeats_it(folder, 150, "learning")
+
+
+def test_a_learning_rate_that_is_too_large_ends_a_run(tmp_path):
+    """Of a script, with the losses and the optimiser that it has."""
+    folder = train("sac_jax.py", tmp_path, {**OFF_POLICY, "q-lr": 1e38, "checkpoint-frequency": 100}, status=3)
+    summary = summary_of(folder)
+    assert summary["stopped"]["1"]["cause"] == "learning" and summary["step"] == 150
+    assert checkpoints_of(folder) == [100]  # the last good one, not the state with NaN
+    assert all(np.isfinite(value) for *_, value in scalars(folder))
 
 
 # ----------------------------------------------------------------------------------------- the folder cannot be written

@@ -23,6 +23,7 @@ class Args(Experiment):
     exp_name: str = "tiny_jax"
     log_frequency: int = Experiment.changeable(50)
     learning_rate: float = 0.01
+    learning_starts: int = 0
     memory: int = 1
     """numbers in the state that stand for a replay buffer"""
 
@@ -69,6 +70,7 @@ def train_step(args: Args, env: Any, state: Training, step: jax.Array) -> tuple[
         return jnp.mean((obs @ params["weights"] - time_step.reward[:, None]) ** 2)
 
     value, grads = jax.value_and_grad(loss)(state.agent.params)
+    grads = jax.tree.map(lambda x: x * (step >= args.learning_starts), grads)
     agent = state.agent.apply_gradients(grads=grads)
     return Training(agent, env_state, key, state.memory), (time_step.episode, {"losses/loss": value})
 

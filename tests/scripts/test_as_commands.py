@@ -31,7 +31,7 @@ def trained(request, tmp_path_factory):
     return request.param, train(request.param, folder, settings_of(request.param), how=run, JAX_DEBUG_KEY_REUSE="1")
 
 
-def test_identity_12_no_key_is_used_twice(trained):
+def test_identity_14_no_key_is_used_twice(trained):
     """Over start, warm-up, updates and evaluations of a whole run."""
     _, folder = trained
     summary = RunFolder(folder).summary()
@@ -39,7 +39,7 @@ def test_identity_12_no_key_is_used_twice(trained):
     assert summary["step"] == 200 and summary["evaluations"] == 2 and summary["updates"] > 0
 
 
-def test_identity_12_the_check_sees_a_key_used_twice():
+def test_identity_14_the_check_sees_a_key_used_twice():
     """Also inside a scan, which is where the scripts use theirs."""
 
     def step(key, _):

@@ -63,6 +63,4 @@ def test_a_copy_with_two_more_arguments_trains_and_resumes(tmp_path, python):
     args, summary = (json.loads((run / name).read_text()) for name in ("args.json", "summary.json"))
     assert (args["weight_decay"], args["total_timesteps"]) == (0.1, 300)
     assert (summary["step"], summary["updates"]) == (300, 200)
-    assert f"{run.parent.name}/{run.name}" in str(run) and "Pendulum-v1 seed 1" in python(
-        "-m", "harness.show", run, "--episodes", 1
-    )
+    assert "Pendulum-v1 seed 1" in python("-m", "harness.show", run, "--episodes", 1)

@@ -684,7 +684,7 @@ def test_vmapped_update_is_the_single_one(setups, name, x64, tolerance):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_identity_12_no_key_is_used_twice(name):
+def test_identity_14_no_key_is_used_twice(name):
     """JAX's own check of typed keys; on a function that does reuse one it raises.
 
     For one agent, as the code is written: the check does not follow arrays of keys that `vmap` transposes.
