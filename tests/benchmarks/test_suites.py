@@ -8,7 +8,7 @@ import pytest
 from benchmarks import export, suites
 
 ALL = suites.read_suites()
-SCRIPTS = {"sac_jax.py", "diffsac_jax.py", "diffwpo_jax.py", "ppo_jax.py", "diffppo_jax.py"}
+SCRIPTS = {f"{name}_jax.py" for name in ("sac", "diffsac", "diffwpo", "crossq", "diffcrossq", "ppo", "diffppo")}
 
 
 def runs(suite):
@@ -27,7 +27,7 @@ def test_every_listed_run_has_valid_arguments(suite):
 
 def test_suites_hold_what_they_promise():
     quick = suites.jobs_of(ALL, "quick")
-    assert len(quick) == 5 and {job.script for job in quick} == SCRIPTS
+    assert len(quick) == 7 and {job.script for job in quick} == SCRIPTS
     mujoco = ("Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid")
     names = [script.removesuffix(".py") for script in SCRIPTS]
     assert runs("gym") == {(name, f"{env}-v4", seed) for name in names for env in mujoco for seed in range(1, 6)}
@@ -40,7 +40,7 @@ def test_suites_hold_what_they_promise():
 
 def test_consecutive_seeds_are_one_process():
     jobs = suites.jobs_of(ALL, "gym", vmap=True)
-    assert len(jobs) == 25 and {job.seeds for job in jobs} == {"1-5"}
+    assert len(jobs) == 35 and {job.seeds for job in jobs} == {"1-5"}
     assert jobs[0].prefix == "Hopper-v4__sac_jax__1-5__"
     assert "--seed 1 --num-seeds 5 --total-timesteps" in shlex.join(jobs[0].command("runs"))
     entry = {"name": "a", "script": "sac_jax.py", "envs": ["Hopper-v4"], "seeds": [1, 3], "steps": 10_000}

@@ -116,8 +116,8 @@ def test_run_all_passes_its_variables_on(tmp_path):
     done = subprocess.run([str(RUN_ALL)], env=os.environ | variables, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr
     first, *commands = done.stdout.splitlines()
-    assert first == "# 5 runs to do (0 resumed), 0 already finished, 0 failed before; 40,000 environment steps"
-    assert len(commands) == 5 and not runs.exists()
+    assert first == "# 7 runs to do (0 resumed), 0 already finished, 0 failed before; 56,000 environment steps"
+    assert len(commands) == 7 and not runs.exists()
     assert commands[0].endswith(
         f"sac_jax.py --env-id Pendulum-v1 --seed 1 --total-timesteps 8000 --exp-name quick_sac --runs-folder {runs} "
         "--eval-frequency 2000 --learning-starts 1000 --hidden-dim 64"
@@ -283,7 +283,7 @@ def test_runs_results_and_tables_end_to_end(call, tmp_path, monkeypatch, capsys)
 
 @pytest.mark.slow
 def test_quick_suite_end_to_end(tmp_path):
-    """All five scripts as the quick suite runs them, with fewer steps."""
+    """All scripts as the quick suite runs them, with fewer steps."""
     variables = {"STEPS": "8000", "RUNS": str(tmp_path / "runs"), "PYTHON": sys.executable, "JOBS": "2"}
     done = subprocess.run(
         [str(RUN_ALL)], env=os.environ | variables, capture_output=True, text=True, timeout=3 * TIMEOUT

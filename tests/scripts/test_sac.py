@@ -181,6 +181,8 @@ def test_targets_move_by_polyak(algorithm, updates):
 
 def test_terminated_transitions_do_not_bootstrap(algorithm, updates):
     """Where an episode terminated, what the next observation is changes nothing; elsewhere it does."""
+    if algorithm.__name__.endswith("crossq_jax"):
+        pytest.skip("CrossQ's joint batch normalises with the next observations; test_crossq.py has its target")
     args, update = updates(algorithm)
     agent, key = make_agent(algorithm, args), jax.random.key(0)
     for terminated in (True, False):
