@@ -71,7 +71,7 @@ class Checkpoints:
         if self._manager is not None:
             self._manager.wait_until_finished()
             self.check()
-            self.step = self.begun
+            self.step = next((int(found.name) for found in complete(self.folder)), None)
 
     def check(self) -> None:
         """Raises what went wrong in the background, without waiting."""
