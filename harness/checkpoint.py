@@ -58,7 +58,11 @@ class Checkpoints:
                 max_to_keep=KEEP,
                 step_format_fixed_length=12,
                 cleanup_tmp_directories=True,
-                async_options=self._orbax.AsyncOptions(post_finalization_callback=self._seal),
+                async_options=self._orbax.AsyncOptions(
+                    post_finalization_callback=self._seal,
+                    # Otherwise threads wait minutes for a folder that was deleted.
+                    create_directories_asynchronously=False,
+                ),
             )
             self._manager = self._orbax.CheckpointManager(self._link / "checkpoints", options=options)
         self.wait()

@@ -152,7 +152,7 @@ def test_sigterm_after_the_last_step_interrupts_nothing(tmp_path):
     assert summary_of(folder)["interrupted_by"] is None and RunFolder(folder).status() == "finished"
 
 
-@pytest.mark.parametrize("first", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("first", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_sigint_leaves_at_once_after_another_signal(first, tmp_path):
     """In the middle of a chunk that would take minutes."""
     total = 1_000_000
@@ -222,6 +222,7 @@ def test_nan_of_learning_is_reached_again_from_the_last_checkpoint(tmp_path):
     assert_resuming_repeats_it(folder, 150, "learning")
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_is_too_large_ends_a_run(tmp_path):
     """Of a script, with the losses and the optimiser that it has."""
     folder = train("sac_jax.py", tmp_path, {**OFF_POLICY, "q-lr": 1e38, "checkpoint-frequency": 100}, status=3)
