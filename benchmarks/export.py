@@ -22,18 +22,17 @@ Exporting a seed again replaces its rows. A run of a changed tree or an unfinish
 import argparse
 import csv
 import dataclasses
-import importlib
 import json
 import math
 import sys
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from envs import UserError, one_line
 from harness import Experiment, RunFolder
 from harness.experiment import flag, rules
+from harness.scripts import import_script
 
 RESULTS = Path(__file__).resolve().parent / "results"
 VERSIONS = ("python", "jax", "flax", "mujoco", "gymnasium", "device", "threads")
@@ -48,15 +47,9 @@ TRAINING_EPISODES = 100
 # ---------------------------------------------------------------------------------------------------------- arguments
 
 
-@cache
 def script_args(script: str) -> type[Experiment]:
     """The class of a script's arguments. `script`: `sac_jax` or `sac_jax.py`. Raises UserError."""
-    try:
-        Args = importlib.import_module(Path(script).stem).Args
-        assert issubclass(Args, Experiment)
-    except (ImportError, AttributeError, TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"no script {script!r} ({one_line(error)})") from None
-    return Args
+    return import_script(script.removesuffix(".py")).Args
 
 
 def defaults(script: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.export import arguments, script_args
 from envs import UserError, one_line
 from harness import Experiment, RunFolder, cli
+from harness.folder import prefix
 
 SUITES = Path(__file__).with_name("suites.toml")
 KEYS = {"name": str, "script": str, "flags": str, "envs": list, "seeds": list, "steps": int}
@@ -33,7 +34,7 @@ class Job:
 
     @property
     def seeds(self) -> str:
-        return f"{self.args.seed}" if self.args.num_seeds == 1 else f"{self.args.seed}-{self.args.seeds[-1]}"
+        return self.args.seed_range
 
     @property
     def label(self) -> str:
@@ -42,7 +43,7 @@ class Job:
     @property
     def prefix(self) -> str:
         """How the names of its run folders begin."""
-        return f"{self.args.env_id}__{self.args.exp_name}__{self.seeds}__".replace("/", "-").replace(":", "-")
+        return prefix(self.args)
 
     def command(self, runs: Path, resume: Path | None = None) -> list[str]:
         """The command after the interpreter, which trains anew in `runs` or goes on in the run folder `resume`."""

@@ -60,7 +60,9 @@ def read_agents(folder: RunFolder, module: Any, args: Experiment, env: Environme
       env: any environments with the run's sizes.
     """
     keys = jax.vmap(jax.random.key)(jnp.asarray(args.seeds))
-    template = jax.jit(jax.vmap(partial(module.init_agent, args, env)))(keys)
+    shapes = jax.eval_shape(jax.vmap(partial(module.init_agent, args, env)), keys)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     checkpoints = Checkpoints(folder.path)
     try:
         return checkpoints.restore_agents(template)

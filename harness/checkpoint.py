@@ -110,7 +110,7 @@ class Checkpoints:
         return rest.replace(agent=agent), json.loads((checkpoint / "facts" / "metadata").read_text())
 
     def restore_agents(self, agents: Any) -> Any:
-        """The agents of the newest intact checkpoint, in the structure of `agents`. Raises UserError."""
+        """The agents of the newest intact checkpoint. `agents`: their structure and shapes. Raises UserError."""
         return self._read(newest_intact(self.folder, lambda line: None)[0], "agent", agents)
 
     def _read(self, checkpoint: Path, item: str, tree: Any) -> Any:
@@ -125,7 +125,9 @@ class Checkpoints:
                 if was != is_:
                     raise UserError(f"{checkpoint} does not fit this script: {item}.{name} is {was} there, {is_} here")
             template = jax.tree.map(self._orbax.utils.to_shape_dtype_struct, tree)
-            jax.tree.map(lambda x: x.delete(), tree)  # room for the saved one
+            for array in jax.tree.leaves(tree):
+                if isinstance(array, jax.Array):
+                    array.delete()  # room for the saved one
             return checkpointer.restore(place, template)
 
 

@@ -120,6 +120,11 @@ class Experiment:
     def seeds(self) -> range:
         return range(self.seed, self.seed + self.num_seeds)
 
+    @property
+    def seed_range(self) -> str:
+        """`1`, or `1-8`"""
+        return f"{self.seed}" if self.num_seeds == 1 else f"{self.seed}-{self.seeds[-1]}"
+
 
 def flag(name: str) -> str:
     """`q_lr` -> `--q-lr`"""
@@ -128,6 +133,4 @@ def flag(name: str) -> str:
 
 def rules(field: dataclasses.Field) -> Mapping[str, Any]:
     """What `option` says of a field. A script that gives an inherited field another default keeps its rules."""
-    return {inherited.name: inherited.metadata for inherited in dataclasses.fields(Experiment)}.get(
-        field.name, field.metadata
-    )
+    return Experiment.__dataclass_fields__.get(field.name, field).metadata

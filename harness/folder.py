@@ -15,11 +15,9 @@ import csv
 import dataclasses
 import datetime
 import errno
-import importlib
 import json
 import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ import numpy as np
 from envs import UserError, one_line
 from harness import provenance
 from harness.experiment import Experiment
+from harness.scripts import NoScript, import_script, script_of
 
 LAYOUT = 2  # the form of a run folder; raised when older folders can no longer be read
 
@@ -82,14 +81,10 @@ class RunFolder:
 
     def script(self) -> Any:
         """The module of the script that made the run. Raises UserError."""
-        name = self.stored_args()["script"]
         try:
-            module = importlib.import_module(name)
-            assert issubclass(module.Args, Experiment)
-        except (ImportError, TypeError, ValueError, AttributeError, AssertionError) as error:
-            path = str(self.path / "args.json")
-            raise UserError(f"{path!r} is not the args.json of a run: no script {name!r} ({one_line(error)})") from None
-        return module
+            return import_script(self.stored_args()["script"])
+        except NoScript as error:
+            raise UserError(f"{str(self.path / 'args.json')!r} is not the args.json of a run: {error}") from None
 
     def versions(self) -> list[dict[str, Any]]:
         """What the run ran with, in order: each has the `step` from which on. Empty where nothing can be read."""
@@ -126,10 +121,7 @@ class RunFolder:
     @classmethod
     def create(cls, args: Experiment) -> "RunFolder":
         """A new folder in `args.runs_folder`. Raises UserError."""
-        parent = Path(args.runs_folder)
-        seeds = f"{args.seed}" if args.num_seeds == 1 else f"{args.seed}-{args.seeds[-1]}"
-        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = f"{args.env_id}__{args.exp_name}__{seeds}__{stamp}".replace("/", "-").replace(":", "-")
+        parent, name = Path(args.runs_folder), prefix(args) + datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         try:
             for suffix in ("", *(f"-{i}" for i in range(2, 100))):
                 try:
@@ -181,9 +173,9 @@ class RunFolder:
             raise RunFolderError(f"{what} {self.path} ({reason}): {then}") from error
 
 
-def script_of(Args: type[Experiment]) -> str:
-    """The name of the script that a class of arguments belongs to."""
-    return Path(sys.modules[Args.__module__].__file__).stem
+def prefix(args: Experiment) -> str:
+    """How the name of a run's folder begins: all but the time."""
+    return f"{args.env_id}__{args.exp_name}__{args.seed_range}__".replace("/", "-").replace(":", "-")
 
 
 def _without_nan(content: Any) -> Any:

@@ -39,7 +39,8 @@ def say_header(args: Experiment, env: Environment, versions: dict[str, Any], sta
 def say_summary(summary: dict[str, Any], folder: Path) -> None:
     """What a run has come to. `summary`: as in summary.json."""
     for seed, returns in summary["episodic_return"].items():
-        last = [f"{policy} {returns[f'{policy}_last']:.1f}" for policy in POLICIES if returns[f"{policy}_last"]]
+        last = {policy: returns[f"{policy}_last"] for policy in POLICIES}
+        last = [f"{policy} {value:.1f}" for policy, value in last.items() if value is not None]
         if last:
             say(f"seed {seed}: last evaluation {', '.join(last)}")
     speed = f"{summary['steps_per_second']:.0f} steps/s per seed, " if summary["steps_per_second"] else ""

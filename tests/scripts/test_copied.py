@@ -1,14 +1,13 @@
 """A copied script is a first-class one: under another name, in another folder, with arguments of its own."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.running import ROOT, environment
+
 SETTINGS = (
     "--env-id Pendulum-v1 --total-timesteps 200 --learning-starts 100 --log-frequency 100 --eval-frequency 200 "
     "--eval-episodes 1 --buffer-size 1000 --batch-size 16 --hidden-dim 16"
@@ -24,11 +23,10 @@ FIELDS = '''
 @pytest.fixture
 def python(tmp_path):
     """Runs Python with these words from the folder of the copy, which sees the repository; asserts exit status 0."""
-    more = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "NPROC": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
     def run(*words):
         command = [sys.executable, *map(str, words)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **more})
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment())
         assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 

@@ -7,13 +7,11 @@ between rooms point down only: benchmarks -> scripts -> harness -> envs, common.
 import ast
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from harness.experiment import Experiment
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.running import ROOT, SCRIPTS
 
 # script, script derived from it, most changed lines, sections that are equal byte for byte
 PAIRS = [
@@ -24,7 +22,6 @@ PAIRS = [
     ("ppo_jax.py", "diffppo_jax.py", 130, ("main",)),
 ]
 SECTIONS = ["arguments", "networks", "agent state", "policy", "learning", "training", "main"]
-SCRIPTS = sorted(path.name for path in ROOT.glob("*_jax.py"))
 BANNER = re.compile(r"^# -{20,} (.+)$", re.MULTILINE)
 
 # Rooms from the bottom to the top; those of one level do not know each other.

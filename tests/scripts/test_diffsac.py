@@ -68,7 +68,7 @@ def test_losses_by_hand(prediction, prior_std):
     with jax.enable_x64(True):
         args = diffsac_jax.Args(**SMALL, prediction=prediction, prior_std=prior_std, alpha=0.3)
         agent, batch = random_agent(diffsac_jax, args, "float64")
-        critic = jax.jit(agent.critic.apply_fn)
+        critic, alpha = jax.jit(agent.critic.apply_fn), float(agent.alpha)
         critic_key, actor_key = jax.random.split(jax.random.key(2))
         terms = partial(diffsac_jax.policy_terms, args, agent)
         chains = [
@@ -85,15 +85,15 @@ def test_losses_by_hand(prediction, prior_std):
                 [np.asarray(c.latents[0, i]) for c in chains],
             )
             next_q = np.asarray(critic(agent.target_params, batch.next_obs[i : i + 1], np.tanh(latent[0])[None])).min()
-            target = batch.reward[i] + args.gamma * (not batch.terminated[i]) * (next_q - 0.3 * log_lik[0])
+            target = batch.reward[i] + args.gamma * (not batch.terminated[i]) * (next_q - alpha * log_lik[0])
             q = np.asarray(critic(agent.critic.params, batch.obs[i : i + 1], batch.action[i : i + 1]))[:, 0]
             errors.append((q - target) ** 2)
             q = np.asarray(critic(agent.critic.params, batch.obs[i : i + 1], np.tanh(latent[1])[None])).min()
-            actor_terms.append(0.3 * log_lik[1] - q)
+            actor_terms.append(alpha * log_lik[1] - q)
         loss, _ = diffsac_jax.critic_loss(agent.critic.params, args, agent, critic_key, batch)
-        np.testing.assert_allclose(loss, np.sum(errors) / B, rtol=1e-7)  # alpha is kept in float32
+        np.testing.assert_allclose(loss, np.sum(errors) / B, rtol=1e-9)
         loss, _ = diffsac_jax.actor_loss(agent.actor.params, args, agent, actor_key, batch)
-        np.testing.assert_allclose(loss, np.mean(actor_terms), rtol=1e-7)
+        np.testing.assert_allclose(loss, np.mean(actor_terms), rtol=1e-9)
 
 
 def test_identity_9_gradient_of_the_noise_levels():
