@@ -64,7 +64,7 @@ class Args(Experiment):
     head_dim: int = 64
     """units in each of the two layers that run at every denoising step"""
     entropy_paths: int = 8
-    """M, noised paths of the entropy estimate that is held to the target; 0: the bound, to a target lower by its gap"""
+    """M, other chains of the entropy estimate that is held to the target; 0: the bound, to a target lower by its gap"""
     prior_std: float = 1.0
     """nu, standard deviation of the prior that the chain starts from"""
     initial_beta_first: float = 0.05
@@ -247,12 +247,12 @@ def entropy_terms(args, agent, key, obs):
 
 
 def held_log_lik(args, agent, key, obs, chain):
-    """What is held to the target entropy in place of log pi: the estimate l_M of some rows, or l itself, of all."""
+    """What is held to the target entropy in place of log pi: the estimate of it of some rows, or l itself, of all."""
     if args.entropy_paths == 0:
         return squash(chain)[1]
     chain = jax.tree.map(lambda x: x[..., :32, :] if x.ndim == 3 else x[..., :32], chain)
-    estimate = diffusion.log_lik_estimate(key, *policy_terms(args, agent, obs[:32]), chain, args.entropy_paths)
-    return estimate - distributions.tanh_log_det(chain.latents[0])
+    bounds = diffusion.log_lik_bounds(key, *policy_terms(args, agent, obs[:32]), chain, args.entropy_paths)
+    return sum(bounds) / 2 - distributions.tanh_log_det(chain.latents[0])
 
 
 # ----------------------------------------------------------------------------------------------------------- learning
@@ -297,7 +297,7 @@ def update(args, agent, key, batch, index):
         log_lik = held_log_lik(args, agent, noise_key, batch.obs, chain)
         metrics |= diffusion.chain_metrics(chain.rho, policy_terms(args, agent, batch.obs)[1])
         agent = agent.replace(actor=agent.actor.apply_gradients(grads=grads))
-        # Loss of log alpha: -exp(log alpha) stopgrad(l_M + target entropy); its gradient by hand.
+        # Loss of log alpha: -exp(log alpha) stopgrad(estimate + target entropy); its gradient by hand.
         if args.autotune:
             error = log_lik + args.target_entropy(batch.action.shape[-1])
             grads = {"log_alpha": -agent.alpha * error.mean()}

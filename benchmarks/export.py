@@ -48,8 +48,8 @@ TRAINING_EPISODES = 100
 
 
 def script_args(script: str) -> type[Experiment]:
-    """The class of a script's arguments. `script`: `sac_jax` or `sac_jax.py`. Raises UserError."""
-    return import_script(script.removesuffix(".py")).Args
+    """The class of a script's arguments. `script`: its name or its path. Raises UserError."""
+    return import_script(Path(script).stem).Args
 
 
 def defaults(script: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import importlib.metadata
 import io
 import os
 import subprocess
@@ -95,7 +94,7 @@ def enter(script: str, settings: dict, status: int = 0, **variables: str) -> Don
 
 def environment(**more: str) -> dict[str, str]:
     """The environment of a script's process. XLA compiles without most optimisations: the tests compile more than they
-    compute. (Its older code generator compiles in half the time and was seen to give NaN where the default is right.)"""
+    compute. (Its older code generator takes half the time, and was seen to give NaN where the default is right.)"""
     settings = {"JAX_PLATFORMS": "cpu", "NPROC": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
     return {**os.environ, **settings, **more}
 

@@ -73,8 +73,8 @@ def call(tmp_path, monkeypatch, capsys):
         ([entry(seeds=[])], [], "whole numbers as seeds"),
         ([entry(seeds=["one"])], [], "whole numbers as seeds"),
         ([entry(seeds=[1, 1])], [], "names a run twice"),
-        ([entry(script="no_such_script.py")], [], "no script 'no_such_script.py'"),
-        ([entry(script="json.py")], [], "no script 'json.py'"),
+        ([entry(script="no_such_script.py")], [], "no script 'no_such_script'"),
+        ([entry(script="json.py")], [], "no script 'json'"),
         ([entry(flags="--q-lr 1")], [], "stand_in.py does not take '--q-lr 1"),
         ([entry(flags="--eval-episodes x")], [], "stand_in.py does not take"),
         ([entry(flags="--eval-episodes 0")], [], "--eval-episodes must be positive"),
@@ -214,9 +214,12 @@ def assert_resumed(call, runs):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_interruption_and_a_second_call_that_finishes(call, tmp_path, number):
+    over = threading.Event()
+
     def interrupt():
-        wait_for(lambda: two_wait(tmp_path / "runs"))
-        os.kill(os.getpid(), number)
+        wait_for(lambda: two_wait(tmp_path / "runs") or over.is_set())
+        if not over.is_set():
+            os.kill(os.getpid(), number)
 
     # A shell may have started the tests with the signal ignored.
     before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -225,6 +228,7 @@ def test_interruption_and_a_second_call_that_finishes(call, tmp_path, number):
     try:
         out = call("--jobs", "2", entries=INTERRUPTED, status=128 + number).out
     finally:
+        over.set()
         thread.join()
         signal.signal(number, before)
     assert out.count("interrupted a Hopper-v4") == 2 and "0 runs finished now, 0 failed" in out

@@ -1,5 +1,7 @@
 """The entropy meter: bound and estimate of a policy's entropy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,47 +13,71 @@ from common import diffusion
 from common.distributions import tanh_log_det
 from harness import Evaluator
 
+NAMES = [f"eval/entropy{suffix}" for suffix in ("_bound", "_low", "", "_high")]
 
-def test_entropy_terms_are_exact_without_drift():
-    """f = 0: every path gives log p(a^0) itself, so the bound and the estimate are the same sample of the entropy."""
+
+def no_squash(latent):
+    return jnp.zeros(latent.shape[:-1])
+
+
+def means(schedule, drift_fn, squash_log_det=no_squash, num_others=16, num_samples=20_000):
+    """The mean of each of the entropy's terms over the samples, in the order of NAMES."""
+    terms = partial(diffusion.entropy_terms, drift_fn=drift_fn, schedule=schedule, shape=(num_samples,))
+    terms = jax.jit(partial(terms, squash_log_det=squash_log_det, num_others=num_others))(jax.random.key(0))
+    return [float(terms[name].mean()) for name in NAMES]
+
+
+def test_entropy_terms_without_drift():
+    """f = 0: a^0 ~ N(0, nu^2 I), the bound is the entropy itself and the two others lie around it."""
     schedule = diffusion.NoiseSchedule(logit(jnp.full((4, 2), 0.3)), prior_std=0.7)
-    terms = jax.jit(
-        lambda key: diffusion.entropy_terms(key, lambda a, k: jnp.zeros_like(a), schedule, (20_000,), tanh_log_det)
-    )(jax.random.key(0))
-    bound, estimate = terms["eval/entropy_bound"], terms["eval/entropy"]
-    np.testing.assert_allclose(bound, estimate, atol=1e-4)
+    bound, low, middle, high = means(schedule, lambda a, k: jnp.zeros_like(a), tanh_log_det, num_others=64)
     x = np.linspace(-6, 6, 100_001) * 0.7
     log_p = -0.5 * (x / 0.7) ** 2 - 0.5 * np.log(2 * np.pi * 0.7**2)
     log_q = log_p - np.asarray(tanh_log_det(x[:, None]))
     entropy = -2 * np.sum(np.exp(log_p) * log_q) * (x[1] - x[0])
-    assert float(bound.mean()) == pytest.approx(entropy, abs=0.02)
+    assert bound == pytest.approx(entropy, abs=0.02)
+    assert middle == pytest.approx(entropy, abs=0.02)
+    assert low < entropy < high
 
 
-def test_entropy_estimate_rises_to_the_entropy():
-    """A linear drift makes a^0 Gaussian with known variance: bound < estimate(4) < estimate(64) < entropy."""
-    beta, slope = np.linspace(0.1, 0.7, 5), 0.8
-    schedule = diffusion.NoiseSchedule(logit(beta)[:, None], 1.3, "noise")
-    variance = 1.3**2
+def entropy_of_a_linear_chain(beta, slope, prior_std):
+    """The variance of a^0 in closed form: the drift -slope a^k, in units of the step's deviation."""
+    variance = prior_std**2
     for b in beta[::-1]:
-        variance = (np.sqrt(1 - b) - slope * np.sqrt(b) * 1.3) ** 2 * variance + b * 1.3**2
-    entropy = 0.5 * np.log(2 * np.pi * np.e * variance)
+        variance = (np.sqrt(1 - b) - slope * np.sqrt(b) * prior_std) ** 2 * variance + b * prior_std**2
+    return 0.5 * np.log(2 * np.pi * np.e * variance)
 
-    @jax.jit
-    def terms(key):
-        keys = jax.random.split(key)
 
-        def sample(key, num_paths):
-            no_squash = lambda a: jnp.zeros(a.shape[:-1])  # noqa: E731
-            drift = lambda a, k: -slope * a  # noqa: E731
-            return diffusion.entropy_terms(key, drift, schedule, (20_000,), no_squash, num_paths)
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_the_entropy_lies_between_its_bounds(num_steps):
+    """A linear drift makes a^0 Gaussian with known variance: more chains close in on it from both sides."""
+    beta, slope = np.linspace(0.1, 0.7, num_steps), 0.8
+    schedule = diffusion.NoiseSchedule(logit(beta)[:, None], 1.3, "noise")
+    entropy = entropy_of_a_linear_chain(beta, slope, 1.3)
+    _, low, _, high = means(schedule, lambda a, k: -slope * a, num_others=4)
+    _, lower_16, middle, higher_16 = means(schedule, lambda a, k: -slope * a, num_others=16)
+    error = 0.02  # of the means of 20,000 samples with a deviation of about one
+    assert low < lower_16 < entropy + error and entropy - error < higher_16 < high
+    assert middle == pytest.approx(entropy, abs=error)
 
-        return sample(keys[0], 4), sample(keys[1], 64)
 
-    few, many = jax.tree.map(lambda x: float(x.mean()), terms(jax.random.key(0)))
-    bound = few["eval/entropy_bound"]
-    assert bound < few["eval/entropy"] - 0.02 < many["eval/entropy"] - 0.04
-    assert many["eval/entropy"] < entropy + 0.01
-    assert entropy - many["eval/entropy"] < 0.25 * (entropy - bound)
+def test_the_estimate_of_a_policy_much_narrower_than_the_prior():
+    """Six dimensions at SAC's target of -1 each, K = 8: with 8 other chains within 0.1 per dimension, where the chain's
+    bound is 0.6 below the entropy. The chain is the best one for this target: marginals of variance s^2 r^k."""
+    num_steps, std, dims = 8, 0.089, 6
+    r = std ** (-2 / (num_steps + 1))
+    variance = std**2 * r ** np.arange(num_steps + 1)
+    beta = np.diff(variance) / (1 - variance[:-1])
+    kept = jnp.asarray(np.sqrt(1 - beta) * (variance[:-1] / variance[1:] - 1))  # the drift's share of the mean
+    schedule = diffusion.NoiseSchedule(jnp.tile(logit(jnp.asarray(beta))[:, None], (1, dims)), 1.0, "noise")
+    drift_fn = lambda a, k: kept[k - 1] / jnp.sqrt(jnp.asarray(beta))[k - 1] * a  # noqa: E731
+    marginal = 1.0
+    for b, v, next_v in zip(beta[::-1], variance[:0:-1], variance[-2::-1], strict=True):
+        marginal = (np.sqrt(1 - b) * next_v / v) ** 2 * marginal + b
+    entropy = dims * 0.5 * np.log(2 * np.pi * np.e * marginal)
+    bound, _, middle, _ = means(schedule, drift_fn, num_others=8, num_samples=2000)
+    assert bound < entropy - 0.6 * dims
+    assert middle == pytest.approx(entropy, abs=0.1 * dims)
 
 
 def test_sac_logs_its_entropy_and_evaluation_is_unchanged_by_the_meter():

@@ -91,9 +91,9 @@ def test_losses_by_hand(prediction, prior_std):
             q = np.asarray(critic(agent.critic.params, batch.obs[i : i + 1], np.tanh(latent[1])[None])).min()
             actor_terms.append(alpha * log_lik[1] - q)
         loss, _ = diffsac_jax.critic_loss(agent.critic.params, args, agent, critic_key, batch)
-        np.testing.assert_allclose(loss, np.sum(errors) / B, rtol=1e-9)
+        np.testing.assert_allclose(loss, np.sum(errors) / B, rtol=1e-7)  # constants are float32
         loss, _ = diffsac_jax.actor_loss(agent.actor.params, args, agent, actor_key, batch)
-        np.testing.assert_allclose(loss, np.mean(actor_terms), rtol=1e-9)
+        np.testing.assert_allclose(loss, np.mean(actor_terms), rtol=1e-7)
 
 
 def test_identity_9_gradient_of_the_noise_levels():
@@ -134,27 +134,19 @@ def test_an_update_at_noise_levels_of_1_is_finite(name):
 
 
 def test_the_temperature_is_held_by_the_estimate_or_by_the_bound():
-    """The estimate is of the first 32 rows and lies between the bound and the truth: no path gives back l itself."""
+    """The estimate is of the first 32 rows, halfway between the two bounds."""
     args = diffsac_jax.Args(**SMALL)
     agent, _ = random_agent(diffsac_jax, args, "float32")
-    obs = jnp.asarray(np.random.default_rng(1).normal(size=(4096, O)), jnp.float32)
-    chain = diffusion.sample_chain(jax.random.key(0), *diffsac_jax.policy_terms(args, agent, obs), (4096,))
+    obs = jnp.asarray(np.random.default_rng(1).normal(size=(64, O)), jnp.float32)
+    chain = diffusion.sample_chain(jax.random.key(0), *diffsac_jax.policy_terms(args, agent, obs), (64,))
     bound = diffsac_jax.Args(**SMALL, entropy_paths=0)
     log_lik = diffsac_jax.held_log_lik(bound, agent, jax.random.key(1), obs, chain)
     np.testing.assert_array_equal(log_lik, diffsac_jax.squash(chain)[1])
     held = diffsac_jax.held_log_lik(args, agent, jax.random.key(1), obs, chain)
-    assert held.shape == (32,)
-    terms = diffsac_jax.policy_terms(args, agent, obs)
-    means = [
-        float(
-            (
-                diffusion.log_lik_estimate(jax.random.key(2), *terms, chain, paths) - tanh_log_det(chain.latents[0])
-            ).mean()
-        )
-        for paths in (0, 1, 8, 64)
-    ]
-    np.testing.assert_allclose(means[0], log_lik.mean(), rtol=1e-4)
-    assert means[0] > means[1] > means[2] > means[3]
+    rows = jax.tree.map(lambda x: x[:, :32] if x.ndim > 1 else x[:32], chain)
+    terms = diffsac_jax.policy_terms(args, agent, obs[:32])
+    upper, lower = diffusion.log_lik_bounds(jax.random.key(1), *terms, rows, 8)
+    np.testing.assert_allclose(held, (upper + lower) / 2 - tanh_log_det(rows.latents[0]), rtol=1e-5)
 
 
 def test_default_target_entropy():

@@ -270,16 +270,24 @@ def test_identity_10_diffusion_exact_q(name, prior_std):
     assert_control_is_optimal(name, num_updates, prior_std, num_denoising_steps=8)
 
 
-@pytest.mark.parametrize("num_steps", [pytest.param(k, marks=pytest.mark.slow) if k != 4 else k for k in (1, 2, 4, 8)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_steps", [1, 2, 4, 8])
 def test_identity_12_the_temperature_holds_the_real_entropy(num_steps):
-    """With the target on the estimate: the executed actions' entropy, of the Gaussian that the regression leaves."""
+    """With the target on the estimate: the executed actions' entropy, of the Gaussian that the regression leaves, and
+    the temperature that makes the bound's optimum as wide. It starts half a unit of log alpha away."""
+    target = -1.2
+    variance = np.exp(2 * target) / (2 * np.pi * np.e)  # of u = a / 10; r s^2 = s^(2K/(K+1)) with nu = 1
+    alpha = 2 * (1 + GAMMA * P) * BOUND**2 * variance ** ((num_steps + 1) / num_steps)
     module, args, agent = train_control(
-        "diffsac_jax", 16_000, num_denoising_steps=num_steps, autotune=True, target_entropy_scale=1.2
-    )
+        "diffsac_jax", 16_000, num_denoising_steps=num_steps, autotune=True, target_entropy_scale=-target,
+        alpha=float(alpha * np.exp(0.5)),
+    )  # fmt: skip
     _, variance = gain_and_variance(module, args, agent)
     entropy = 0.5 * np.log(2 * np.pi * np.e * variance / BOUND**2)
-    print(f"identity 12, K = {num_steps}: entropy {entropy:.3f}, target -1.2, alpha {float(agent.alpha):.3f}")
-    assert abs(entropy + 1.2) < 0.05
+    print(
+        f"identity 12, K = {num_steps}: entropy {entropy:.3f} ({target}), alpha {float(agent.alpha):.4f} ({alpha:.4f})"
+    )
+    assert abs(entropy - target) < 0.05 and abs(float(agent.alpha) / alpha - 1) < 0.1
 
 
 @pytest.mark.slow
