@@ -234,8 +234,8 @@ def log_lik_bounds(
         upper = log mean_{m=0..M} q(a^0 | a^1_m, s),     lower = log mean_{m=1..M} q(a^0 | a^1_m, s)
 
     where m = 0 is the chain that made a^0 (1805.11183; 1810.02789). Both close in on E[log q(a^0)] as M grows; their
-    mean is close at a small M already. Unlike importance sampling with paths noised from a^0 (1905.03290), they stay tight
-    where the policy is much narrower than the prior.
+    mean is close at a small M already. Unlike importance sampling with paths noised from a^0 (1905.03290), they stay
+    tight where the policy is much narrower than the prior.
     """
 
     def last_log_density(latent):
