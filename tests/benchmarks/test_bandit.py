@@ -75,12 +75,12 @@ def end_to_end(tmp_path, algorithms):
     assert files["figure"].stat().st_size > 5000
 
 
-def test_end_to_end(tmp_path, monkeypatch, capsys, quick_compilation):
+def test_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bandit, "BANDITS", bandit.BANDITS[:1])
     end_to_end(tmp_path, ("sac",))
     assert capsys.readouterr().out.count("| two |") == 1
 
 
 @pytest.mark.slow
-def test_all_algorithms_and_bandits_end_to_end(tmp_path, quick_compilation):
+def test_all_algorithms_and_bandits_end_to_end(tmp_path):
     end_to_end(tmp_path, tuple(bandit.ALGORITHMS))

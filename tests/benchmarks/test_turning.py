@@ -95,7 +95,7 @@ def test_rollout_draws_anew_at_every_step():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, quick_compilation):
+def run(tmp_path_factory):
     """The folder of a run of two seeds with their agents, as they were before training."""
     args = sac_jax.Args(env_id=TURNING, num_seeds=2, gamma=0.9, alpha=0.05, total_timesteps=10_000, hidden_dim=16)
     folder = RunFolder.create(dataclasses.replace(args, runs_folder=str(tmp_path_factory.mktemp("runs"))))

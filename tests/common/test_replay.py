@@ -11,6 +11,8 @@ import pytest
 
 from common import replay
 
+pytestmark = pytest.mark.usefixtures("all_optimizations")
+
 ROW = replay.Transition(
     obs=jax.ShapeDtypeStruct((2,), jnp.float32),
     action=jax.ShapeDtypeStruct((1,), jnp.float32),

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -9,15 +10,30 @@ from tests.running import small, train
 
 sys.path.append(str(Path(__file__).parent))
 
-TRAINED = {"tests/harness/tiny_jax.py": {"seed": 3, "num-seeds": 2}, "ppo_jax.py": {"total-timesteps": 200}}
-_folders: dict[str, Path] = {}
+
+class Trained(dict):
+    """Folders of finished runs on Pendulum by script, tiny_jax with the seeds 3 and 4. Not to be changed.
+
+    Trained once in this process, when the first test asks for one.
+    """
+
+    settings: ClassVar = {
+        "tests/harness/tiny_jax.py": {"seed": 3, "num-seeds": 2},
+        "ppo_jax.py": {"total-timesteps": 200},
+    }
+    runs: Path
+
+    def __missing__(self, name: str) -> Path:
+        (script,) = (script for script in self.settings if Path(script).stem == name)
+        self[name] = train(script, self.runs, {**small(script), **self.settings[script]})
+        return self[name]
+
+
+_trained = Trained()
 
 
 @pytest.fixture(scope="module")
-def trained(quick_compilation, tmp_path_factory):
-    """Folders of finished runs on Pendulum by script, tiny_jax with the seeds 3 and 4. Not to be changed."""
-    if not _folders:  # once in this process
-        runs = tmp_path_factory.mktemp("trained")
-        for script, settings in TRAINED.items():
-            _folders[Path(script).stem] = train(script, runs, {**small(script), **settings})
-    return _folders
+def trained(tmp_path_factory):
+    if not _trained:
+        _trained.runs = tmp_path_factory.mktemp("trained")
+    return _trained

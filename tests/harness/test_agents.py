@@ -15,8 +15,6 @@ from harness import RunFolder, load_agent
 from harness.checkpoint import complete
 from tests.running import agents
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 OBS = np.array([[1.0, 0.0, 0.1], [0.0, 1.0, -2.0], [0.6, 0.8, 0.5]])
 KEY = jax.random.key(0)
 

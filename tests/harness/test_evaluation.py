@@ -10,8 +10,6 @@ import pytest
 
 from harness import Evaluator, Experiment, evaluation
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @dataclass(frozen=True)
 class Args(Experiment):

@@ -14,8 +14,6 @@ from harness import Experiment, RunFolder
 from harness.log import HEADER, Log
 from tests.running import enter
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TINY = "tests/harness/tiny_jax.py"
 SETTINGS = {"env-id": "Pendulum-v1", "total-timesteps": 200, "eval-frequency": 100, "eval-episodes": 2}
 

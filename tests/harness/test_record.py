@@ -13,8 +13,6 @@ from flax.training.train_state import TrainState
 from harness import Experiment
 from harness.record import Record, num_parameters, train_states
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @dataclass(frozen=True)
 class Args(Experiment):

@@ -21,7 +21,11 @@ def settings_of(script, **more):
     return known(script, {**small(script), **settings, **more})
 
 
-@pytest.fixture(scope="module", params=SCRIPTS)
+# Their training and main are those of SAC and DiffSAC, byte for byte (test_diff.py).
+SLOW = ("diffwpo_jax.py", "crossq_jax.py", "diffcrossq_jax.py")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(s, marks=[pytest.mark.slow] * (s in SLOW)) for s in SCRIPTS])
 def trained(request, tmp_path_factory):
     """(script, folder of its run); a key that is used twice is an error here.
 
@@ -107,13 +111,7 @@ def test_first_minibatch_and_learning_rate(trained):
         assert rates == [(100, pytest.approx(3e-4, rel=1e-5)), (200, pytest.approx(1.5e-4, rel=1e-5))]
 
 
-def some(scripts):
-    """All scripts, those that are not among `scripts` marked slow."""
-    return [pytest.param(s, marks=() if s in scripts else pytest.mark.slow) for s in SCRIPTS]
-
-
-# Of the others tests/harness/test_resume.py compares a whole run with one in pieces.
-@pytest.mark.parametrize("trained", some(["ppo_jax.py"]), indirect=True)
+@pytest.mark.slow  # tests/harness/test_resume.py compares runs too
 def test_the_same_seed_gives_the_same_scalars(trained, tmp_path):
     """Also with evaluations at other times, which may not change training; the last one sees the last parameters."""
     script, folder = trained
@@ -122,8 +120,7 @@ def test_the_same_seed_gives_the_same_scalars(trained, tmp_path):
     assert scalars(again) == expected and 20 < len(expected) < len(scalars(folder))
 
 
-# Every script makes its keys from the seed in the same lines of harness/run.py.
-@pytest.mark.parametrize("trained", some(["ppo_jax.py"]), indirect=True)
+@pytest.mark.slow  # every script makes its keys from the seed in the same lines of harness/run.py
 def test_another_seed_gives_other_scalars(trained, tmp_path):
     script, folder = trained
     other = train(script, tmp_path, settings_of(script, seed=2), how=run)

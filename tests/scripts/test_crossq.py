@@ -11,9 +11,8 @@ import pytest
 
 import crossq_jax
 import sac_jax
-from tests.scripts.test_diffsac import SIZES, SMALL, random_agent
+from tests.scripts.test_diffsac import SIZES, SMALL, agent_and_batch
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 MODULES = ["crossq_jax", "diffcrossq_jax"]
 
 
@@ -21,7 +20,7 @@ def make(name, dtype="float32", **settings):
     module = importlib.import_module(name)
     fields = module.Args.__dataclass_fields__
     args = module.Args(**{k: v for k, v in {**SMALL, "alpha": 0.3, **settings}.items() if k in fields})
-    return module, args, *random_agent(module, args, dtype)
+    return module, args, *agent_and_batch(module, args, dtype)
 
 
 @pytest.mark.parametrize("name", MODULES)

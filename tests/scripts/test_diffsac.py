@@ -12,27 +12,20 @@ import pytest
 import diffsac_jax
 from common import diffusion, replay
 from common.distributions import tanh_log_det
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+from tests.agents import random_agent
 
 B, O, A, K = 12, 3, 2, 3
 SIZES = SimpleNamespace(observation_size=O, action_size=A)
 SMALL = {"hidden_dim": 8, "head_dim": 8, "num_denoising_steps": K}
 
 
-def random_agent(module, args, dtype, scale=0.3):
-    """An agent with random parameters, and a batch."""
+def agent_and_batch(module, args, dtype):
+    """A random agent, and a batch."""
     rng = np.random.default_rng(0)
-    agent = jax.jit(partial(module.init_agent, args, SIZES))(jax.random.key(0))
-    move = partial(jax.tree.map, lambda x: x + scale * rng.normal(size=x.shape).astype(x.dtype))
-    actor, critic = (part.replace(params=move(part.params)) for part in (agent.actor, agent.critic))
-    agent = agent.replace(actor=actor, critic=critic)
-    if hasattr(agent, "target_params"):
-        agent = agent.replace(target_params=move(agent.target_params))
-    agent = jax.tree.map(lambda x: jnp.asarray(x, dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, agent)
     draw = lambda *shape: rng.normal(size=shape).astype(dtype)  # noqa: E731
     obs, action, reward, next_obs = draw(B, O), np.tanh(draw(B, A)), draw(B), draw(B, O)
-    return agent, replay.Transition(obs, action, reward, next_obs, np.arange(B) % 4 == 0)
+    batch = replay.Transition(obs, action, reward, next_obs, np.arange(B) % 4 == 0)
+    return random_agent(module, args, O, A, dtype), batch
 
 
 def log_normal(x, mean, std):
@@ -67,7 +60,7 @@ def test_losses_by_hand(prediction, prior_std):
     """Target, critics' loss and actor's loss, sample by sample."""
     with jax.enable_x64(True):
         args = diffsac_jax.Args(**SMALL, prediction=prediction, prior_std=prior_std, alpha=0.3)
-        agent, batch = random_agent(diffsac_jax, args, "float64")
+        agent, batch = agent_and_batch(diffsac_jax, args, "float64")
         critic, alpha = jax.jit(agent.critic.apply_fn), float(agent.alpha)
         critic_key, actor_key = jax.random.split(jax.random.key(2))
         terms = partial(diffsac_jax.policy_terms, args, agent)
@@ -101,7 +94,7 @@ def test_identity_9_gradient_of_the_noise_levels():
     with jax.enable_x64(True):
         for prediction in diffusion.PREDICTIONS:
             args = diffsac_jax.Args(**SMALL, prediction=prediction, alpha=0.5)
-            agent, batch = random_agent(diffsac_jax, args, "float64")
+            agent, batch = agent_and_batch(diffsac_jax, args, "float64")
 
             @jax.jit
             def loss(logits, args=args, agent=agent, batch=batch):
@@ -123,7 +116,7 @@ def test_an_update_at_noise_levels_of_1_is_finite(name):
     """beta_K = 1 - 1e-11, which is 1 in float32: where long training leads."""
     module = importlib.import_module(name)
     args = module.Args(**SMALL)
-    agent, batch = random_agent(module, args, "float32")
+    agent, batch = agent_and_batch(module, args, "float32")
     agent.actor.params["noise_logits"] = agent.actor.params["noise_logits"].at[-1].set(25.0)
     after, metrics = jax.device_get(jax.jit(partial(module.update, args))(agent, jax.random.key(1), batch, 0))
     assert metrics["diffusion/beta_max"] == 1.0
@@ -136,7 +129,7 @@ def test_an_update_at_noise_levels_of_1_is_finite(name):
 def test_the_temperature_is_held_by_the_estimate_or_by_the_bound():
     """The estimate is of the first 32 rows, halfway between the two bounds."""
     args = diffsac_jax.Args(**SMALL)
-    agent, _ = random_agent(diffsac_jax, args, "float32")
+    agent, _ = agent_and_batch(diffsac_jax, args, "float32")
     obs = jnp.asarray(np.random.default_rng(1).normal(size=(64, O)), jnp.float32)
     chain = diffusion.sample_chain(jax.random.key(0), *diffsac_jax.policy_terms(args, agent, obs), (64,))
     bound = diffsac_jax.Args(**SMALL, entropy_paths=0)

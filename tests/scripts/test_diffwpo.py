@@ -1,7 +1,6 @@
 """DiffWPO's actor loss: the identities that tie it to DiffSAC's and to Wasserstein policy optimisation (2505.00663)."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,10 @@ import diffsac_jax
 import diffwpo_jax
 from common import diffusion, replay
 from common.distributions import gaussian_log_prob, tanh_log_det
+from tests.agents import random_agent
 
 B, O, A, K = 16, 3, 2, 4
-ENV = SimpleNamespace(observation_size=O, action_size=A)
 SETTINGS = {"hidden_dim": 8, "head_dim": 8, "num_denoising_steps": K, "prior_std": 1.3}
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(autouse=True)
@@ -26,26 +23,13 @@ def x64():
         yield
 
 
-def shake(params, seed):
-    """Random parameters of the same shapes, in float64 (the network's last layer would start at zero)."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(0.5 * rng.standard_normal(x.shape)), params)
-
-
 def make_agent(module, args, alpha, multiplier=0.0):
-    agent = jax.jit(partial(module.init_agent, args, ENV))(jax.random.key(0))
-    agent = agent.replace(
-        actor=agent.actor.replace(params=shake(agent.actor.params, 1)),
-        critic=agent.critic.replace(params=shake(agent.critic.params, 2)),
-        temperature=agent.temperature.replace(params={"log_alpha": jnp.log(jnp.float64(alpha))}),
-    )
+    agent = random_agent(module, args, O, A, "float64")
+    temperature = agent.temperature.replace(params={"log_alpha": jnp.log(jnp.float64(alpha))})
     if module is diffwpo_jax:
         log_multiplier = {"log": jnp.log(jnp.float64(multiplier))}
-        agent = agent.replace(
-            target_actor_params=shake(agent.actor.params, 3),
-            multiplier=agent.multiplier.replace(params=log_multiplier),
-        )
-    return agent
+        agent = agent.replace(multiplier=agent.multiplier.replace(params=log_multiplier))
+    return agent.replace(temperature=temperature)
 
 
 def make_batch(size=B):
@@ -72,7 +56,7 @@ def assert_close(tree, other, tolerance):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
+@pytest.mark.parametrize("prediction", ["action", pytest.param("noise", marks=pytest.mark.slow)])
 def test_identity_7_at_temperature_zero_the_gradient_is_diffsacs_sample_by_sample(prediction):
     """Noise levels included: one sample per batch, so that nothing averages out."""
     args = {m: m.Args(**SETTINGS, prediction=prediction) for m in (diffsac_jax, diffwpo_jax)}

@@ -17,6 +17,8 @@ from common import replay
 from common.distributions import gaussian_log_prob
 from envs.interface import EnvState, new_episode, with_episode
 
+pytestmark = pytest.mark.usefixtures("all_optimizations")
+
 # Algorithms with the chain and SAC's critics.
 DIFFUSION = ["diffsac_jax", pytest.param("diffwpo_jax", marks=pytest.mark.slow)]
 
@@ -127,6 +129,7 @@ def train_bandit(name, num_updates, start=None, **settings):
     return elbo, shares
 
 
+@pytest.mark.slow
 def test_identity_3_diffusion_policy_finds_all_modes():
     """DiffSAC's own losses: ELBO above -0.6, each mode 25 % +- 4 %."""
     elbo, shares = train_bandit("diffsac_jax", 8_000, num_denoising_steps=8, prior_std=0.4)
@@ -262,7 +265,7 @@ def test_identity_10_sac_exact_q():
     assert_control_is_optimal("sac_jax", 20_000)
 
 
-@pytest.mark.parametrize("prior_std", [LATENT_STD, 1.0], ids=["nu = s", "nu = 1"])
+@pytest.mark.parametrize("prior_std", [LATENT_STD, pytest.param(1.0, marks=pytest.mark.slow)], ids=["nu = s", "nu = 1"])
 @pytest.mark.parametrize("name", DIFFUSION)
 def test_identity_10_diffusion_exact_q(name, prior_std):
     # DiffWPO's gradient has the score's noise on top of DiffSAC's.

@@ -14,22 +14,16 @@ import pytest
 
 from common import replay
 from envs import make_env
+from tests.agents import random_agent
 
-ALGORITHMS = [
-    "sac_jax",
-    "diffcrossq_jax",
-    *(pytest.param(x, marks=pytest.mark.slow) for x in ("diffsac_jax", "crossq_jax")),
-]
+OTHERS = ["diffsac_jax", "diffcrossq_jax", "crossq_jax"]
 SIZES = SimpleNamespace(observation_size=3, action_size=2)  # what init_agent asks of an environment
 B = 6
 
 
-@pytest.fixture(params=ALGORITHMS)
+@pytest.fixture(params=["sac_jax", *(pytest.param(x, marks=pytest.mark.slow) for x in OTHERS)])
 def algorithm(request):
     return importlib.import_module(request.param)
-
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def small_args(algorithm, **settings):
@@ -55,17 +49,7 @@ def learned(agent):
 
 
 def make_agent(algorithm, args, dtype="float32", seed=0):
-    """An agent away from its initial values: every parameter is random, the target critics are others."""
-    agent, rng = initial_agent(algorithm, args), np.random.default_rng(seed)
-    move = partial(jax.tree.map, lambda x: x + 0.3 * rng.normal(size=x.shape).astype(x.dtype))
-    actor, critic, target, temperature = (move(params) for params in learned(agent).values())
-    agent = agent.replace(
-        actor=agent.actor.replace(params=actor),
-        critic=agent.critic.replace(params=critic),
-        temperature=agent.temperature.replace(params=temperature),
-        **({"target_params": target} if target else {}),
-    )
-    return jax.tree.map(lambda x: x.astype(dtype) if np.issubdtype(x.dtype, np.floating) else x, agent)
+    return jax.device_get(random_agent(algorithm, args, 3, 2, dtype, seed))
 
 
 def make_batch(dtype="float32", terminated=None, size=B):
@@ -150,6 +134,7 @@ def updates():
     return get
 
 
+@pytest.mark.parametrize("algorithm", ["sac_jax", "diffcrossq_jax"], indirect=True)
 def test_every_parameter_gets_a_gradient(algorithm, updates):
     """From the agent's own start: after a few updates every array has moved; from random values, every noise level."""
     args, update = updates(algorithm)
@@ -195,12 +180,13 @@ def test_terminated_transitions_do_not_bootstrap(algorithm, updates):
             assert abs(metrics["losses/qf_loss"] - other_metrics["losses/qf_loss"]) > 1e-3
 
 
-@pytest.mark.parametrize("direction", [1, -1])
-def test_temperature_moves_towards_the_target_entropy(algorithm, updates, direction):
+@pytest.mark.parametrize("scale, direction", [(0.0, 1), (10.0, -1)])
+def test_temperature_moves_towards_the_target_entropy(algorithm, updates, scale, direction):
     """Up where the policy has less entropy than the target, down where it has more. Adam's first step is q_lr."""
-    args, update = updates(algorithm)
-    # At the start the policy is wide; with random parameters it is narrow.
-    agent = make_agent(algorithm, args) if direction == 1 else initial_agent(algorithm, args)
+    args, update = updates(algorithm, target_entropy_scale=scale, alpha=0.5)
+    agent = initial_agent(algorithm, args)
+    if direction == 1:  # the target is 0; far out, where tanh is flat, little of the policy's width is left
+        agent = agent.replace(actor=agent.actor.replace(params=jax.tree.map(lambda x: x + 2.0, agent.actor.params)))
     after, metrics = update(agent, jax.random.key(0), make_batch(terminated=False, size=32), 0)
     assert np.sign(args.target_entropy(2) - metrics["losses/entropy"]) == direction
     moved = after.temperature.params["log_alpha"] - agent.temperature.params["log_alpha"]
