@@ -13,10 +13,7 @@ def random_agent(module, args, observation_size=3, action_size=2, dtype="float32
 
     The temperature is that of `args`; optimisers and running statistics are as at the start.
     """
-    sizes, rng = (
-        SimpleNamespace(observation_size=observation_size, action_size=action_size),
-        np.random.default_rng(seed),
-    )
+    rng = np.random.default_rng(seed)
 
     def fill(path, x):
         name = jax.tree_util.keystr(path)
