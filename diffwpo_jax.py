@@ -409,8 +409,7 @@ def train_chunk(args, env, state, step):
 
 def train(args):
     env = make_env(args.env_id, args.num_envs, args.num_seeds, args.env_kwargs)
-    evaluate = Evaluator(args, sample_action, deterministic_action, entropy_terms)
-    with Run(args, env) as run:
+    with Run(args, env) as run, Evaluator(args, sample_action, deterministic_action, entropy_terms) as evaluate:
         state = run.start(partial(init_training, args, env))
         while run.goes_on():
             state, episodes, metrics = train_chunk(args, env, state, run.step)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+import diffcrossq_jax
 import diffsac_jax
 import diffwpo_jax
 import sac_jax
@@ -122,8 +123,9 @@ def exact_q(bandits: tuple[Bandit, ...]) -> Callable:
 def with_exact_critic(agent: Any, q: Callable) -> Any:
     """A script's agent with the exact Q in the place of both critics, whatever their parameters."""
 
-    def critics(params: dict, obs: jax.Array, action: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(q(obs, action), (2, len(obs)))
+    def critics(params: dict, obs: jax.Array, action: jax.Array, train: bool = False, mutable: Any = False) -> Any:
+        values = jnp.broadcast_to(q(obs, action), (2, len(obs)))
+        return (values, {name: params[name] for name in mutable}) if mutable else values  # CrossQ's running statistics
 
     return agent.replace(critic=agent.critic.replace(apply_fn=critics))
 
@@ -131,7 +133,7 @@ def with_exact_critic(agent: Any, q: Callable) -> Any:
 # --------------------------------------------------------------------------------------------------- train and measure
 
 
-ALGORITHMS = {"sac": sac_jax, "diffsac": diffsac_jax, "diffwpo": diffwpo_jax}
+ALGORITHMS = {"sac": sac_jax, "diffsac": diffsac_jax, "diffwpo": diffwpo_jax, "diffcrossq": diffcrossq_jax}
 
 
 def make_args(name: str, num_steps: int, hidden_dim: int) -> Any:
@@ -267,7 +269,7 @@ def title(name: str, num_steps: int) -> str:
 @dataclass(frozen=True)
 class Settings:
     algorithms: tuple[str, ...] = tuple(ALGORITHMS)
-    """which of sac, diffsac, diffwpo"""
+    """which of sac, diffsac, diffwpo, diffcrossq"""
     steps: tuple[int, ...] = (8, 4, 16, 2, 1)
     """values of K, in the order in which they are trained; the first is the picture's"""
     updates: int = 6000

@@ -38,6 +38,8 @@ ALGORITHMS = {
     "sac_jax": Algorithm("SAC", "#9a9a9a", "--", "s"),
     "diffsac_jax": Algorithm("DiffSAC", "#08306b", "-", "o"),
     "diffwpo_jax": Algorithm("DiffWPO", "#d95f0e", "-.", "^"),
+    "crossq_jax": Algorithm("CrossQ", "#41ab5d", ":", "D"),
+    "diffcrossq_jax": Algorithm("DiffCrossQ", "#00441b", "-", "v"),
     "ppo_jax": Algorithm("PPO", "#9a9a9a", "--", "s"),
     "ppo_std0.5": Algorithm("PPO, initial std 0.5", "#d95f0e", ":", "D"),
     "diffppo_jax": Algorithm("DiffPPO", "#08306b", "-", "o"),
@@ -45,11 +47,11 @@ ALGORITHMS = {
 }
 # The first of a family is the base that the others are compared with.
 FAMILIES = {
-    "off-policy": ("sac_jax", "diffsac_jax", "diffwpo_jax"),
+    "off-policy": ("sac_jax", "diffsac_jax", "diffwpo_jax", "crossq_jax", "diffcrossq_jax"),
     "on-policy": ("ppo_jax", "ppo_std0.5", "diffppo_jax", "diffppo_no_entropy"),
 }
-# Who is compared with whom beyond its family's base: DiffWPO is DiffSAC with another actor loss.
-NEAREST = {"diffwpo_jax": "diffsac_jax"}
+# Who is compared with whom beyond its family's base: what differs in one thing.
+NEAREST = {"diffwpo_jax": "diffsac_jax", "diffcrossq_jax": "crossq_jax"}
 # Which policies a family is shown by: the on-policy literature reports training returns.
 FAMILY_POLICIES = {"off-policy": ("deterministic", "stochastic"), "on-policy": ("training", "deterministic")}
 ENV_ORDER = ("Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid")

@@ -5,7 +5,7 @@
     python -m benchmarks.speed --save                  also into benchmarks/speed.csv, which the tables show
 
 Rows:
-    updates   one update of DiffSAC and of DiffWPO, as a multiple of SAC's
+    updates   one update of each off-policy script, as a multiple of SAC's or of its nearest kin's
     startup   seconds from the command to the first environment step
     seeds     --num-seeds 4 against four runs one after another
     sbx       SAC's steps/s against SBX's; needs --peers-python
@@ -36,6 +36,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+import crossq_jax
+import diffcrossq_jax
 import diffsac_jax
 import diffwpo_jax
 import sac_jax
@@ -70,15 +72,22 @@ def updates(options: argparse.Namespace) -> list[Row]:
     for k in (4, 8, 16):
         args = diffsac_jax.Args(num_denoising_steps=k)
         measures[f"DiffSAC, K = {k}"] = one_update(diffsac_jax, args, env, options.updates)
-    measures["DiffWPO, K = 8"] = one_update(diffwpo_jax, diffwpo_jax.Args(), env, options.updates)
+    for name, script in (
+        ("DiffWPO, K = 8", diffwpo_jax),
+        ("CrossQ", crossq_jax),
+        ("DiffCrossQ, K = 8", diffcrossq_jax),
+    ):
+        measures[name] = one_update(script, script.Args(), env, options.updates)
     env.close()
     seconds = in_turns(options.rounds, measures)
     how = f"{options.env_id}, batch 256, 2 x 256 units; {options.rounds} rounds of {options.updates} updates in turns"
     rows = [("SAC update", median([1000 * s for s in seconds["SAC"]], 2, " ms"), how)]
     for name in [name for name in seconds if name != "SAC"]:
         rows.append((f"{name} update / SAC update", median(ratios(seconds[name], seconds["SAC"])), how))
-    of_diffsac = median(ratios(seconds["DiffWPO, K = 8"], seconds["DiffSAC, K = 8"]))
-    return [*rows, ("DiffWPO, K = 8 update / DiffSAC update", of_diffsac, how)]
+    for name, kin in (("DiffWPO, K = 8", "DiffSAC, K = 8"), ("DiffCrossQ, K = 8", "CrossQ")):
+        title = f"{name} update / {kin.removesuffix(', K = 8')} update"
+        rows.append((title, median(ratios(seconds[name], seconds[kin])), how))
+    return rows
 
 
 def one_update(script: Any, args: Any, env: Any, count: int) -> Callable[[int], float]:

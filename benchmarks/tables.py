@@ -81,7 +81,12 @@ def estimate(value: float, low: float, high: float) -> str:
 # What the main table of a family shows, and which means it divides.
 MAIN_POLICIES = {"off-policy": ("deterministic", "stochastic"), "on-policy": ("training",)}
 RATIOS = {
-    "off-policy": (("diffsac_jax", "sac_jax"), ("diffwpo_jax", "diffsac_jax")),
+    "off-policy": (
+        ("diffsac_jax", "sac_jax"),
+        ("diffwpo_jax", "diffsac_jax"),
+        ("crossq_jax", "sac_jax"),
+        ("diffcrossq_jax", "crossq_jax"),
+    ),
     "on-policy": (("diffppo_jax", "ppo_jax"),),
 }
 MEANING = {
@@ -94,8 +99,8 @@ MEANING = {
 
 def family_table(results: Results, family: str) -> str:
     """The scores of a family's algorithms by environment, at equal steps, and the ratios of their means."""
-    names, policies = FAMILIES[family], MAIN_POLICIES[family]
-    rows, ratios = [], {pair: [] for pair in RATIOS[family]}
+    names, policies = [name for name in FAMILIES[family] if name in results], MAIN_POLICIES[family]
+    rows, ratios = [], {pair: [] for pair in RATIOS[family] if set(pair) <= set(names)}
     for env_id in environments(results, names):
         limit, curves = at_equal_steps(results, names, env_id)
         row = [env_id, thousands(limit), common_seeds(curves)]
@@ -274,8 +279,9 @@ def runs_table(results: Results) -> str:
 MAIN_QUANTITIES = (
     "SAC update",
     "DiffSAC, K = 8 update / SAC update",
-    "DiffSAC --backprop-through-chain, K = 8 update / SAC update",
     "DiffWPO, K = 8 update / DiffSAC update",
+    "CrossQ update / SAC update",
+    "DiffCrossQ, K = 8 update / CrossQ update",
     "sac_jax.py / SBX 0.28.0 SAC, steps/s",
     "diffppo_jax.py / ppo_jax.py, K = 8, steps/s",
     "ppo_jax.py / CleanRL PPO, one environment",
@@ -294,6 +300,7 @@ BANDIT_ALGORITHMS = {
     "diffsac": "DiffSAC",
     "diffsac_chain": "DiffSAC `--backprop-through-chain`",
     "diffwpo": "DiffWPO",
+    "diffcrossq": "DiffCrossQ",
 }
 BANDIT_COLUMNS = ("elbo_gap", "log_z_error", "ess", "worst_region", "grid_kl")
 

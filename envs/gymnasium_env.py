@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import io_callback
 
 from envs.gymnasium_make import Replayable, action_bounds, make_gymnasium
+from envs.gymnasium_spaces import flatten_observations, try_out, unflattened
 from envs.interface import Environment, EnvState, TimeStep, new_episode, with_episode
 
 # Computations that wait for a host callback must not occupy the thread that dispatches others.
@@ -25,11 +26,13 @@ class GymnasiumEnv(Environment):
 
     def __init__(self, env_id: str, num_envs: int, num_seeds: int = 1, env_kwargs: str = "{}"):
         self.env_id, self.num_envs, self.num_seeds = env_id, num_envs, num_seeds
+        try_out(env_id, make_gymnasium(env_id, env_kwargs))
         self.envs = gym.vector.SyncVectorEnv(
             [lambda: Replayable(make_gymnasium(env_id, env_kwargs))] * (num_envs * num_seeds),
             autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
         )
         first = self.envs.envs[0].env
+        self._observation_space = unflattened(first)
         self.observation_size = int(first.observation_space.shape[0])
         self.action_size = int(first.action_space.shape[0])
         self.action_low, self.action_high = action_bounds(first)
@@ -46,6 +49,9 @@ class GymnasiumEnv(Environment):
         # An agent whose parameters are no longer finite must not break the environment it shares a process with.
         action = jnp.where(jnp.isfinite(action), action, 0.0)
         return with_episode(env_state, *self._step_call(action))
+
+    def flatten(self, obs: Any) -> np.ndarray:
+        return flatten_observations(self._observation_space, obs)
 
     def close(self) -> None:
         self.envs.close()
@@ -72,7 +78,7 @@ class GymnasiumEnv(Environment):
         return obs, obs, jax.ShapeDtypeStruct(lead, jnp.float32), flag, flag
 
     def _host_reset(self, seeds: jax.Array) -> tuple[np.ndarray, ...]:
-        seeds = np.asarray(seeds)
+        seeds = np.asarray(seeds) & 0x7FFFFFFF  # environments in C take a signed 32-bit seed
         try:
             obs, _ = self.envs.reset(seed=[int(seed) for seed in seeds.ravel()])
         except Exception as error:

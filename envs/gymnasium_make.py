@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from envs.gymnasium_spaces import check_spaces
 from envs.interface import UserError, one_line
 
 MAX_REPLAY = 10_000  # steps; a longer episode begins anew when its run is resumed
@@ -41,11 +42,11 @@ def make_gymnasium(env_id: str, env_kwargs: str = "{}", **more: Any) -> gym.Env:
             env = gym.make(name, disable_env_checker=True, **{**kwargs, **more})
         except Exception as error:
             raise UserError(f"cannot make environment {env_id!r}: {one_line(error)}") from error
-        _check_spaces(env_id, env)
+        check_spaces(env_id, env)
         actions, observations = env.action_space, env.observation_space
         if np.any(actions.low != -1.0) or np.any(actions.high != 1.0):
             env = _Rescaled(env, -1.0, 1.0)
-        if len(observations.shape) != 1:
+        if not isinstance(observations, gym.spaces.Box) or len(observations.shape) != 1:
             env = gym.wrappers.FlattenObservation(env)
     return env
 
@@ -59,18 +60,6 @@ def parse_kwargs(env_kwargs: str) -> dict[str, Any]:
     if not isinstance(kwargs, dict):
         raise UserError(f"--env-kwargs must be a JSON object such as '{{\"key\": 1}}', not {env_kwargs!r}")
     return kwargs
-
-
-def _check_spaces(env_id: str, env: gym.Env) -> None:
-    actions, observations = env.action_space, env.observation_space
-    if not isinstance(actions, gym.spaces.Box) or len(actions.shape) != 1:
-        raise UserError(f"{env_id!r} has the action space {actions}; these algorithms need a one-dimensional Box")
-    if not np.all(np.isfinite(actions.low) & np.isfinite(actions.high) & (actions.low < actions.high)):
-        raise UserError(f"{env_id!r} has the unbounded action space {actions}; give it finite bounds in a wrapper")
-    if not isinstance(observations, gym.spaces.Box):
-        raise UserError(f"{env_id!r} has the observation space {observations}; these algorithms need a Box")
-    if observations.dtype == np.uint8 and len(observations.shape) >= 2:
-        raise UserError(f"{env_id!r} has image observations {observations.shape}; these algorithms need vectors")
 
 
 @contextlib.contextmanager

@@ -109,13 +109,17 @@ class Environment(Protocol):
         """One step of the N environments with actions `[N, A]` in [-1, 1]."""
         ...
 
+    def flatten(self, obs: Any) -> np.ndarray:
+        """An observation of the environment, or a batch of them, as float32 `[.., O]`. Raises UserError."""
+        obs = np.asarray(obs, np.float32)
+        if obs.ndim == 0 or obs.shape[-1] != self.observation_size:
+            raise UserError(f"observations of {self.env_id} have {self.observation_size} numbers, not {obs.shape}")
+        return obs
+
     def to_env_units(self, action: np.ndarray) -> np.ndarray:
-        """Actions in [-1, 1] `[.., A]` in the environment's own units, within its bounds."""
-        return np.clip(
-            self.action_low + 0.5 * (action + 1.0) * (self.action_high - self.action_low),
-            self.action_low,
-            self.action_high,
-        )
+        """Actions in [-1, 1] `[.., A]` in the environment's own units and type, within its bounds."""
+        low, high = self.action_low, self.action_high
+        return np.clip((low + 0.5 * (action + 1.0) * (high - low)).astype(low.dtype), low, high)
 
     def save_host(self) -> dict[str, Any]:
         """What is not in EnvState, for a checkpoint, as JSON has it."""

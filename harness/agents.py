@@ -24,7 +24,8 @@ def load_agent(
       seed: which of the run's seeds (default: the first).
       deterministic: take the deterministic policy instead of a sample.
 
-    Returns: act(obs `[O]` or `[B, O]`, key) -> action in the environment's own units, `[A]` or `[B, A]`.
+    Returns: act(obs, key) -> action in the environment's own units and type, `[A]` or `[B, A]`; obs is an observation
+    of the environment, flattened to `[O]` or as it is, or a batch of them (of a dictionary one of arrays).
 
     Raises:
       UserError: the folder is no run with saved agents, or has no such seed.
@@ -45,9 +46,9 @@ def load_agent(
         return module.sample_action(args, agent, key, obs)[0]
 
     def act(obs: np.ndarray, key: jax.Array) -> np.ndarray:
-        obs = np.asarray(obs, np.float32)
+        obs = env.flatten(obs)
         action = np.asarray(batched(obs.reshape(-1, env.observation_size), key))
-        return env.to_env_units(action).reshape(*obs.shape[:-1], -1).astype(np.float32)
+        return env.to_env_units(action).reshape(*obs.shape[:-1], -1)
 
     return act
 

@@ -1,16 +1,20 @@
 """The command line of a script: arguments by tyro, errors as one line, exit statuses."""
 
 import dataclasses
+import re
 import sys
+import typing
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import tyro
 
-from envs import UserError
-from envs.gymnasium_make import prefer_headless_rendering
+from envs import UserError, one_line
+from envs.gymnasium_make import parse_kwargs, prefer_headless_rendering
 from harness.experiment import Experiment, flag, rules
 from harness.folder import RunFolder, RunFolderError
+from harness.progress import say
 
 
 def run(Args: type[Experiment], train: Callable[[Any], None]) -> None:
@@ -21,7 +25,21 @@ def run(Args: type[Experiment], train: Callable[[Any], None]) -> None:
     """
     prefer_headless_rendering()
     with one_line_errors():
-        train(parse(Args, sys.argv[1:]))
+        args = parse(Args, sys.argv[1:])
+        check_jax()
+        train(args)
+
+
+def check_jax() -> None:
+    """Raises UserError where JAX is set up in a way that the scripts cannot use."""
+    if jax.config.jax_disable_jit:
+        raise UserError("JAX_DISABLE_JIT is set: a step of training would take minutes; unset it")
+    if jax.config.jax_enable_x64:
+        raise UserError("JAX_ENABLE_X64 is set: the scripts compute in float32; unset it")
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"JAX finds no device: {one_line(error)}") from None
 
 
 class one_line_errors:
@@ -36,6 +54,9 @@ class one_line_errors:
             sys.exit(2 if isinstance(error, UserError) else 1)
         if isinstance(error, KeyboardInterrupt):
             sys.exit(130)
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            print(f"error: out of memory: {one_line(error)[:200]}", file=sys.stderr)
+            sys.exit(1)
 
 
 def parse(Args: type[Experiment], words: list[str]) -> Experiment:
@@ -44,17 +65,47 @@ def parse(Args: type[Experiment], words: list[str]) -> Experiment:
     Raises UserError.
     """
     description = sys.modules[Args.__module__].__doc__
+    words = as_tyro_has_them(Args, words)
     run = resumed(words)
     if run is None:
-        return tyro.cli(Args, description=description, args=words)
+        return say_rounding(tyro.cli(Args, description=description, args=words))
     stored = dataclasses.replace(RunFolder(run).arguments(Args), resume=run)
     args = tyro.cli(Args, description=description, default=stored, args=words)
     reasons = stored.fixed_on_resume()
     for field in dataclasses.fields(args):
         old, new = getattr(stored, field.name), getattr(args, field.name)
+        if field.name == "env_kwargs" and parse_kwargs(old) == parse_kwargs(new):
+            continue
         if old != new and (not rules(field).get("may_change") or field.name in reasons):
             because = f" ({reasons[field.name]})" if field.name in reasons else ""
             raise UserError(f"{flag(field.name)} {new} conflicts with {run!r}, which was begun with {old}{because}")
+    return say_rounding(dataclasses.replace(args, env_kwargs=stored.env_kwargs))
+
+
+def as_tyro_has_them(Args: type[Experiment], words: list[str]) -> list[str]:
+    """Also understands what sweep tools write: `--autotune=True`, `--autotune false`, `--total-timesteps 1e6`."""
+    types = {flag(name): kind for name, kind in typing.get_type_hints(Args).items()}
+    parts = [part for word in words for part in (word.split("=", 1) if word.split("=")[0] in types else [word])]
+    out: list[str] = []
+    for i, part in enumerate(parts):
+        before = parts[i - 1] if i else ""
+        if types.get(before) is bool and part.lower() in ("true", "1", "false", "0"):
+            if part.lower() in ("false", "0"):
+                out[-1] = "--no-" + before.removeprefix("--")
+        elif types.get(before) is int and re.fullmatch(r"[0-9.]+[eE][+]?[0-9]+", part) and float(part).is_integer():
+            out.append(str(int(float(part))))
+        else:
+            out.append(part)
+    return out
+
+
+def say_rounding(args: Experiment) -> Experiment:
+    """Says where a number of steps became another; returns `args`."""
+    own = "log_frequency" in {field.name for field in dataclasses.fields(args)}
+    chunk = "--log-frequency" if own else "--num-envs times --num-steps"
+    for name, asked in args.rounded.items():
+        what = f"{flag(name)} {asked:,} becomes {getattr(args, name):,}"
+        say(f"{what}: whole chunks of {args.log_frequency} environment steps ({chunk})")
     return args
 
 

@@ -17,7 +17,7 @@ CHUNK = 100  # steps per compiled call
 
 
 class Evaluator:
-    """Runs `eval_episodes` episodes per agent side by side, the same start states at every call.
+    """Runs `eval_episodes` episodes per agent side by side, the same start states at every call. A context manager.
 
     Nothing is carried from one call to the next: environments are seeded anew, keys follow from the agent's seed and
     the step. So evaluation never changes training.
@@ -67,6 +67,12 @@ class Evaluator:
         total = jax.tree.map(lambda *x: np.sum(x, axis=0), *entropies) if entropies else {}
         metrics = {tag: values / total["count"] for tag, values in total.items() if tag != "count"}
         return {"return": np.asarray(carry["return"]), "length": np.asarray(carry["length"]), "metrics": metrics}
+
+    def __enter__(self) -> "Evaluator":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
 
     def close(self) -> None:
         self.env.close()

@@ -24,7 +24,9 @@ def option(default: Any, *, at_least: int | None = None, may_change: bool = Fals
 
 @dataclass(frozen=True)
 class Experiment:
-    """Base class of a script's `Args`. A script provides `log_frequency` too, as a field or a property."""
+    """Base class of a script's `Args`. A script provides `log_frequency` too, as a field or a property: the environment
+    steps of a compiled chunk. `total_timesteps` and `eval_frequency` are rounded up to whole chunks; `rounded` has what
+    was given where that changed it."""
 
     env_id: str = option("Hopper-v4", computes=False)
     """any Gymnasium id with a Box action space, or module:id"""
@@ -74,13 +76,11 @@ class Experiment:
             self.log_frequency % self.num_envs == 0,
             f"--log-frequency {self.log_frequency} must be a multiple of --num-envs {self.num_envs}",
         )
-        for name in ("total_timesteps", "eval_frequency"):
-            value = getattr(self, name)
-            self.check(
-                value % self.log_frequency == 0,
-                f"{flag(name)} {value} must be a multiple of the {self.log_frequency} environment steps of a compiled "
-                "chunk (--log-frequency; --num-envs times --num-steps in the PPO scripts)",
-            )
+        # Whole chunks: what was asked for is kept beside, to be said.
+        asked = {name: getattr(self, name) for name in ("total_timesteps", "eval_frequency")}
+        for name, value in asked.items():
+            object.__setattr__(self, name, -(-value // self.log_frequency) * self.log_frequency)
+        object.__setattr__(self, "rounded", {name: x for name, x in asked.items() if getattr(self, name) != x})
 
     @staticmethod
     def changeable(default: Any) -> Any:

@@ -18,6 +18,7 @@ import errno
 import json
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,10 @@ class RunFolder:
         self.write_json("args.json", stored)
 
     def resume_command(self, args: Experiment) -> str:
-        return f"python {script_of(type(args))}.py --resume {shlex.quote(str(self.path))}"
+        """The command that goes on with the run, from the folder that this process was started in."""
+        name = script_of(type(args))
+        script = sys.argv[0] if Path(sys.argv[0]).stem == name else f"{name}.py"
+        return f"python {shlex.quote(script)} --resume {shlex.quote(str(self.path))}"
 
     def add_versions(self, step: int, versions: dict[str, Any]) -> None:
         """Notes that `versions` run from `step` on, unless they are those that ran before it."""

@@ -1,6 +1,7 @@
 """What a run says on the terminal."""
 
 import datetime
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,9 +17,12 @@ from harness.record import num_parameters
 
 
 def say(line: str) -> None:
-    """Prints a line above the progress bar."""
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
+    """Prints a line above the progress bar. Whoever read the output may be gone: training is not."""
+    try:
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w")  # also what Python flushes at its end
 
 
 def say_header(args: Experiment, env: Environment, versions: dict[str, Any], state: Any, folder: Path) -> None:
@@ -63,10 +67,7 @@ class Progress:
             self.next_line += self.total / 20
             rate = (step - self.first) / (time.time() - self.begin)
             left = datetime.timedelta(seconds=round((self.total - step) / rate))
-            print(
-                f"{step:>9,} / {self.total:,} steps, {rate:5.0f} steps/s, last return {last_return:9.2f}, {left} left",
-                flush=True,
-            )
+            say(f"{step:>9,} / {self.total:,} steps, {rate:5.0f} steps/s, last return {last_return:9.2f}, {left} left")
 
     def close(self) -> None:
         if self.bar is not None:

@@ -24,7 +24,7 @@ from harness.progress import Progress, say, say_header, say_summary
 from harness.record import Record
 from harness.resume import restored, say_changes
 from harness.signals import Signals
-from harness.video import record_video
+from harness.video import check_video, record_video
 
 
 class Run:
@@ -44,11 +44,11 @@ class Run:
 
     def __init__(self, args: Experiment, env: Environment):
         check_wandb(args)
+        check_video(args)
         self.args, self.env, self.step, self.record = args, env, 0, Record()
         self.folder = RunFolder.create(args) if args.resume is None else RunFolder(args.resume)
         self._lock = lock(self.folder.path)
-        self._begin = time.time()
-        self._versions = provenance.versions()
+        self._begin, self._versions = time.time(), provenance.versions()
         self._wandb = start_wandb(args, self.folder.path) if args.track else None
         self._checkpoints = Checkpoints(self.folder.path)
         self._signals = Signals(say)

@@ -5,6 +5,7 @@ python -m harness.show runs/RUN --video               and a video of one episode
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,7 +32,11 @@ class Settings:
     seed: int | None = None
     """start states follow from this; default: those of the run's own evaluations"""
     video: bool = False
-    """record one episode of the first agent as RUN/videos/*.mp4"""
+    """record one episode of the first agent as RUN/videos/POLICY.mp4"""
+    seconds: float = math.inf
+    """cut the video after this much of the episode's time"""
+    size: tuple[int, int] | None = None
+    """the video's width and height in pixels, where the environment takes them (MuJoCo's do)"""
 
 
 def show(settings: Settings) -> None:
@@ -45,19 +50,19 @@ def show(settings: Settings) -> None:
     if settings.seed is not None:
         args = dataclasses.replace(args, seed=settings.seed)
     policies = POLICIES if settings.policy == "both" else (settings.policy,)
-    evaluator = Evaluator(args, module.sample_action, module.deterministic_action)
-    agents = read_agents(folder, module, stored, evaluator.env)
-    for policy in policies:
-        result = evaluator.episodes(policy, agents, stored.total_timesteps)
-        for seed, returns, lengths in zip(stored.seeds, result["return"], result["length"], strict=True):
-            print(
-                f"{args.env_id} seed {seed} {policy:13s} return {returns.mean():9.2f} +- {returns.std():8.2f} "
-                f"(min {returns.min():.2f}, max {returns.max():.2f}, {len(returns)} episodes, "
-                f"mean length {lengths.mean():.1f})"
-            )
-    evaluator.close()
+    with Evaluator(args, module.sample_action, module.deterministic_action) as evaluate:
+        agents = read_agents(folder, module, stored, evaluate.env)
+        for policy in policies:
+            result = evaluate.episodes(policy, agents, stored.total_timesteps)
+            for seed, returns, lengths in zip(stored.seeds, result["return"], result["length"], strict=True):
+                print(
+                    f"{args.env_id} seed {seed} {policy:13s} return {returns.mean():9.2f} +- {returns.std():8.2f} "
+                    f"(min {returns.min():.2f}, max {returns.max():.2f}, {len(returns)} episodes, "
+                    f"mean length {lengths.mean():.1f})"
+                )
     if settings.video:
-        record_video(settings.run, deterministic=policies[-1] == "deterministic", start=args.seed)
+        deterministic = policies[-1] == "deterministic"
+        record_video(settings.run, deterministic, args.seed, settings.seconds, settings.size)
 
 
 if __name__ == "__main__":

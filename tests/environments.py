@@ -1,6 +1,7 @@
 """Environments for the tests, by id: `tests.environments:Counting-v0`."""
 
 import os
+import random
 import signal
 
 import gymnasium as gym
@@ -87,6 +88,91 @@ class Countdown(gym.Env):
         return self._obs(), float(action[0]), bool(self.most and self.left == 0), False, {}
 
 
-for cls in (Counting, NotANumber, Hidden):
+class Levels(gym.Env):
+    """Whole numbers as actions, in a Box."""
+
+    def __init__(self, dtype="int64", low=0.0, high=10.0):
+        self.observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+        self.action_space = gym.spaces.Box(low, high, (1,), np.dtype(dtype).type)
+
+
+class Dice(PendulumEnv):
+    """Starts from Python's own generator, which a seed seeds."""
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            random.seed(seed)
+        self.state = np.array([random.uniform(-3, 3), 0.0])
+        return self._get_obs(), {}
+
+
+class Tree(PendulumEnv):
+    """Refers to itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.node = {}
+        self.node["parent"] = self.node
+
+
+class CInt(PendulumEnv):
+    """Wants a signed 32-bit seed, as simulators in C do."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            np.array(seed, np.int32)
+        return super().reset(seed=seed)
+
+
+class Parts(PendulumEnv):
+    """A dictionary of a vector, a number and a choice."""
+
+    def __init__(self):
+        super().__init__()
+        box = gym.spaces.Box
+        self.observation_space = gym.spaces.Dict(
+            {"angle": box(-1, 1, (2,)), "speed": box(-8, 8, (1,), np.float64), "moves": gym.spaces.Discrete(2)}
+        )
+
+    def _get_obs(self):
+        obs = super()._get_obs()
+        return {"angle": obs[:2], "speed": obs[2:].astype(np.float64), "moves": int(abs(obs[2]) > 1)}
+
+
+class Grid(PendulumEnv):
+    """Observations of two axes, actions in an uneven Box of float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2, 3), np.float32)
+        self.action_space = gym.spaces.Box(-0.7, 0.1, (4,), np.float64)
+
+    def _get_obs(self):
+        return np.tile(super()._get_obs(), (2, 1))
+
+
+class Wrong(PendulumEnv):
+    """Speaks another interface, in one of several ways."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how = how
+
+    def reset(self, **more):
+        if self.how == "no seed" and more:
+            raise TypeError("reset() got an unexpected keyword argument 'seed'")
+        obs, info = super().reset(**more)
+        return obs if self.how == "no info" else (obs[:2] if self.how == "short" else obs, info)
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self.how == "four values":
+            return obs, reward, terminated, info
+        return obs, np.array([reward]) if self.how == "array" else reward, terminated, truncated, info
+
+
+for cls in (Counting, NotANumber, Hidden, Dice, Tree, CInt, Parts, Grid, Wrong):
     gym.register(f"{cls.__name__}-v0", entry_point=cls, max_episode_steps=200)
 gym.register("Countdown-v0", entry_point=Countdown)
+gym.register("Levels-v0", entry_point=Levels)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import crossq_jax
+import diffcrossq_jax
 import diffsac_jax
 import diffwpo_jax
 import sac_jax
@@ -41,7 +43,7 @@ def test_what_cannot_be_measured_is_skipped(tmp_path, monkeypatch, capsys):
     assert printed.err.splitlines() == [f"{row}: skipped, there is no {tmp_path / 'none'}" for row in ("sbx", "ppo")]
 
 
-@pytest.mark.parametrize("script", [sac_jax, diffsac_jax, diffwpo_jax])
+@pytest.mark.parametrize("script", [sac_jax, diffsac_jax, diffwpo_jax, crossq_jax, diffcrossq_jax])
 def test_updates_that_are_measured(script):
     """One program makes them all; it is traced here, not compiled."""
     env = SimpleNamespace(observation_size=3, action_size=2)

@@ -1,7 +1,10 @@
 """Bad input is one clear line on stderr and exit status 2, never a traceback, and leaves nothing behind."""
 
+import fcntl
 import json
+import os
 import shutil
+import subprocess
 
 import gymnasium as gym
 import numpy as np
@@ -10,7 +13,8 @@ import pytest
 from envs import UserError
 from harness import Experiment, RunFolder, cli
 from harness.folder import RunFolderError
-from tests.running import SCRIPTS, enter, known, module_of, run, small
+from harness.lock import lock
+from tests.running import SCRIPTS, TIMEOUT, command, enter, environment, known, module_of, run, small
 
 
 class Spaces(gym.Env):
@@ -48,11 +52,9 @@ CASES = [
     ("seed of too many bits", {"seed": 2**31 - 1}, ["--seed must be below 2^31"]),
     ("no evaluation episodes", {"eval-episodes": 0}, ["--eval-episodes must be positive, not 0"]),
     ("negative evaluation frequency", {"eval-frequency": -100}, ["--eval-frequency must be positive, not -100"]),
-    ("evaluation between chunks", {"eval-frequency": 130}, ["--eval-frequency 130 must be a multiple of the 100"]),
     ("negative checkpoint frequency", {"checkpoint-frequency": -1}, ["--checkpoint-frequency must not be negative"]),
     ("zero chunk", {"log-frequency": 0}, ["--log-frequency must be positive, not 0"]),
     ("part of a step", {"log-frequency": 25}, ["--log-frequency 25 must be a multiple of --num-envs 2"]),
-    ("steps between chunks", {"total-timesteps": 450}, ["--total-timesteps 450 must be a multiple of the 100"]),
     ("discount above one", {"gamma": 1.5}, ["--gamma must not be above 1, not 1.5"]),
     ("not a number", {"gamma": "nan"}, ["--gamma must be finite, not nan"]),
     ("infinite", {"max-grad-norm": "inf"}, ["--max-grad-norm must be finite, not inf"]),
@@ -229,3 +231,86 @@ def test_arguments_are_those_of_the_command_line(monkeypatch):
     monkeypatch.setattr(cli.sys, "argv", ["x_jax.py", "--seed", "3", "--log-frequency", "200"])
     cli.run(module_of("sac_jax.py").Args, seen.append)
     assert isinstance(seen[0], Experiment) and (seen[0].seed, seen[0].log_frequency) == (3, 200)
+
+
+# ----------------------------------------------------------------------------------------------- how values are given
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["--autotune=True", "--total-timesteps", "1e6"], {"autotune": True, "total_timesteps": 1_000_000}),
+        (["--autotune", "False", "--total-timesteps=2.55e4"], {"autotune": False, "total_timesteps": 26000}),
+        (["--autotune=0", "--capture-video=1", "--seed", "7"], {"autotune": False, "capture_video": True, "seed": 7}),
+        (["--no-autotune", "--gamma", "1e-1"], {"autotune": False, "gamma": 0.1}),
+        (['--env-kwargs={"a": "b=True"}', "--exp-name", "1e3"], {"exp_name": "1e3", "env_kwargs": '{"a": "b=True"}'}),
+    ],
+)
+def test_values_as_sweep_tools_write_them(words, expected):
+    args = cli.parse(module_of("sac_jax.py").Args, words)
+    assert {name: getattr(args, name) for name in expected} == expected
+
+
+def test_a_rounded_number_of_steps_is_said(capsys):
+    args = cli.parse(module_of("ppo_jax.py").Args, ["--total-timesteps", "300000", "--eval-frequency", "10000"])
+    assert args.total_timesteps % args.log_frequency == args.eval_frequency % args.log_frequency == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and said[0].startswith("--total-timesteps 300,000 becomes 300,")
+    assert said[1].startswith("--eval-frequency 10,000 becomes 1") and "--num-envs times --num-steps" in said[1]
+
+
+def test_the_same_environment_arguments_in_other_words(folder, monkeypatch):
+    RunFolder(folder).write_args(module_of("sac_jax.py").Args(env_id="Pendulum-v1", env_kwargs='{"g": 1}'))
+    words = ["--resume", str(folder), "--env-kwargs"]
+    assert cli.parse(module_of("sac_jax.py").Args, [*words, '{"g":1.0}']).env_kwargs == '{"g": 1}'
+    with pytest.raises(UserError, match="--env-kwargs"):
+        cli.parse(module_of("sac_jax.py").Args, [*words, '{"g": 2}'])
+
+
+@pytest.mark.parametrize(
+    "variables, message",
+    [
+        ({"JAX_DISABLE_JIT": "1"}, "JAX_DISABLE_JIT is set"),
+        ({"JAX_ENABLE_X64": "1"}, "JAX_ENABLE_X64 is set"),
+        ({"JAX_PLATFORMS": "cuda"}, "JAX finds no device"),
+    ],
+)
+def test_jax_set_up_otherwise(tmp_path, variables, message):
+    done = run("sac_jax.py", {**small("sac_jax.py"), "runs-folder": tmp_path}, status=2, **variables)
+    assert_one_line(done.stderr, message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_buffer_larger_than_memory(tmp_path):
+    settings = {**small("sac_jax.py"), "runs-folder": tmp_path, "buffer-size": 10**12}
+    assert_one_line(run("sac_jax.py", settings, status=1).stderr, "out of memory")
+
+
+def test_an_output_that_nobody_reads(tmp_path):
+    """As in `| head -1`: the run goes on to its end."""
+    settings = {"env-id": "Pendulum-v1", "total-timesteps": 1000, "log-frequency": 50, "eval-frequency": 1000}
+    words = command("tests/harness/tiny_jax.py", {**settings, "eval-episodes": 1, "runs-folder": tmp_path})
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    process.stdout.readline()
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait(timeout=TIMEOUT) == 0 and error == ""
+    (folder,) = tmp_path.iterdir()
+    assert RunFolder(folder).status() == "finished"
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    os.close(lock(tmp_path))
+    assert "cannot be locked (Function not implemented)" in capsys.readouterr().out
+
+
+def test_the_resume_command_is_one_for_the_folder_that_it_is_printed_in(folder, monkeypatch):
+    args = module_of("sac_jax.py").Args(env_id="Pendulum-v1")
+    monkeypatch.setattr("sys.argv", ["../my code/sac_jax.py"])
+    assert RunFolder(folder).resume_command(args).startswith("python '../my code/sac_jax.py' --resume ")
+    monkeypatch.setattr("sys.argv", ["/usr/bin/pytest"])
+    assert RunFolder(folder).resume_command(args).startswith("python sac_jax.py --resume ")

@@ -41,8 +41,6 @@ def make(**more):
         ({"checkpoint_frequency": -1}, "--checkpoint-frequency must not be negative, not -1"),
         ({"log_frequency": 0}, "--log-frequency must be positive, not 0"),
         ({"num_envs": 3}, "--log-frequency 100 must be a multiple of --num-envs 3"),
-        ({"total_timesteps": 1050}, "--total-timesteps 1050 must be a multiple of the 100 environment steps"),
-        ({"eval_frequency": 150}, "--eval-frequency 150 must be a multiple of the 100 environment steps"),
         ({"weight_decay": float("nan")}, "--weight-decay must be finite, not nan"),
         ({"log_std_min": float("-inf")}, "--log-std-min must be finite, not -inf"),
     ],
@@ -51,6 +49,14 @@ def test_ranges(values, message):
     with pytest.raises(UserError) as error:
         make(**values)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_steps_are_rounded_up_to_whole_chunks():
+    args = make(total_timesteps=1050, eval_frequency=150)
+    assert (args.total_timesteps, args.eval_frequency) == (1100, 200)
+    assert args.rounded == {"total_timesteps": 1050, "eval_frequency": 150}
+    assert args == make(total_timesteps=1100, eval_frequency=200) and make().rounded == {}
+    assert dataclasses.replace(args, seed=3).rounded == {}
 
 
 def test_plain_fields_need_nothing():
@@ -125,7 +131,7 @@ def test_flags_that_resume_may_change(folder):
     "name, value, stored",
     [
         ("env_id", "Pendulum-v1", "Hopper-v4"),
-        ("env_kwargs", "{}  ", "{}"),
+        ("env_kwargs", '{"g": 2}', "{}"),
         ("seed", 2, 1),
         ("num_seeds", 2, 1),
         ("num_envs", 2, 1),

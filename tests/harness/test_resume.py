@@ -6,7 +6,6 @@ Wall time and the tags that measure time are left out (`running.scalars`).
 import fcntl
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -80,7 +79,7 @@ def in_pieces(script, runs_folder, settings):
         summary = RunFolder(folder).summary()
         if signal_at:
             assert summary["interrupted_by"] == "SIGTERM" and 0 < summary["step"] < total
-            assert f"continue with: python {Path(script).name} --resume {folder}" in done.stdout
+            assert f"continue with: python {script} --resume {folder}" in done.stdout
         else:
             assert summary["interrupted_by"] is None and summary["step"] == total
     return folder
@@ -192,8 +191,10 @@ def test_the_step_from_which_versions_ran(tmp_path):
         assert [x["step"] for x in folder.versions()] == [0, *(step for step, _ in noted)]
 
 
-def test_an_environment_that_cannot_be_replayed_begins_new_episodes(tmp_path):
-    settings = {**SETTINGS[TINY], "env-id": "tests.environments:Hidden-v0", "runs-folder": tmp_path, "num-envs": 2}
+@pytest.mark.parametrize("name", ["Hidden", "Dice"])
+def test_an_environment_that_cannot_be_replayed_begins_new_episodes(name, tmp_path):
+    """State that no attribute shows; a generator that belongs to Python."""
+    settings = {**SETTINGS[TINY], "env-id": f"tests.environments:{name}-v0", "runs-folder": tmp_path, "num-envs": 2}
     enter(TINY, {**settings, "total-timesteps": 600})
     (folder,) = tmp_path.iterdir()
     done = enter(TINY, {"resume": folder, "total-timesteps": 1000})
@@ -227,6 +228,13 @@ def test_equal_on_mujoco(script, env_id, tmp_path):
     enter(script, {"resume": pieces, "total-timesteps": 600})
     assert scalars(pieces) == scalars(whole)
     assert_equal_agents(pieces, whole)
+
+
+def test_an_environment_that_refers_to_itself_is_replayed(tmp_path):
+    settings = {**SETTINGS[TINY], "env-id": "tests.environments:Tree-v0", "total-timesteps": 250}
+    folder = in_one_go(TINY, tmp_path, settings)
+    done = enter(TINY, {"resume": folder, "total-timesteps": 300})
+    assert "resumed at step 250" in done.stdout and "replayed" not in done.stdout
 
 
 def test_a_path_is_no_pattern(tmp_path):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -99,24 +100,27 @@ def test_a_video_without_moviepy_is_one_line(trained, monkeypatch, capsys):
     assert printed.out.count("\n") == 2 and printed.err == "no video: it needs moviepy: pip install '.[video]'\n"
 
 
-class Still:
-    """Stands for gymnasium's RecordVideo: notes the start states and actions, and writes a file."""
+class Blank(gym.Wrapper):
+    """Draws blank frames of odd height at 125 frames per second of the environment, and notes the actions."""
 
-    def __init__(self, env, folder, name_prefix, disable_logger):
-        self.env, self.path, self.seen = env, video.Path(folder) / f"{name_prefix}-episode-0.mp4", []
-        Still.last = self
+    last: "Blank"
 
-    def reset(self, seed):
-        self.seen.append(self.env.reset(seed=seed)[0])
+    def __init__(self, env):
+        super().__init__(env)
+        self.metadata = {"render_fps": 125}
+        self.seen = []
+        Blank.last = self
+
+    def reset(self, **more):
+        self.seen.append(self.env.reset(**more)[0])
         return self.seen[-1], {}
 
     def step(self, action):
         self.seen.append(action)
         return self.env.step(action)
 
-    def close(self):
-        self.path.parent.mkdir(exist_ok=True)
-        self.path.write_bytes(b"")
+    def render(self):
+        return np.zeros((33, 48, 3), np.uint8)
 
 
 def test_a_video_shows_an_episode_of_the_first_agent(trained, monkeypatch, capsys, tmp_path):
@@ -124,16 +128,20 @@ def test_a_video_shows_an_episode_of_the_first_agent(trained, monkeypatch, capsy
     folder = tmp_path / "run"
     shutil.copytree(trained["tiny_jax"], folder)
     make = video.make_gymnasium
-    monkeypatch.setattr(video, "make_gymnasium", lambda env_id, kwargs, render_mode: make(env_id, kwargs))
-    monkeypatch.setattr(video.gym.wrappers, "RecordVideo", Still)
+    monkeypatch.setattr(video, "make_gymnasium", lambda env_id, kwargs, render_mode: Blank(make(env_id, kwargs)))
     starts, episodes = {}, {}
     for name, deterministic, start in (("a", True, None), ("b", True, 3), ("c", False, 3), ("d", True, 9)):
         path = video.record_video(folder, deterministic=deterministic, start=start)
-        policy = "deterministic" if deterministic else "stochastic"
-        assert path == folder / "videos" / f"{policy}-episode-0.mp4"
+        assert path == folder / "videos" / f"{'deterministic' if deterministic else 'stochastic'}.mp4"
         assert capsys.readouterr().out == f"video: {path}\n"
-        starts[name], episodes[name] = Still.last.seen[0], np.array(Still.last.seen[1:])
+        starts[name], episodes[name] = Blank.last.seen[0], np.array(Blank.last.seen[1:])
         assert episodes[name].shape == (200, 1) and np.abs(episodes[name]).max() <= 1
     np.testing.assert_array_equal(episodes["a"], episodes["b"])  # without a seed: the run's first
     np.testing.assert_array_equal(starts["b"], starts["c"])
     assert np.any(episodes["b"] != episodes["c"]) and np.any(starts["b"] != starts["d"])
+    # Every fifth of 200 steps at 125 per second, and the start: 41 frames at 25 per second.
+    clip = pytest.importorskip("moviepy").VideoFileClip(str(path))
+    assert (clip.size, clip.fps, round(clip.duration * clip.fps)) == ([48, 32], 25.0, 41)
+    clip.close()
+    video.record_video(folder, seconds=0.4)
+    assert len(Blank.last.seen) == 1 + 50

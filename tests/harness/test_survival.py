@@ -18,7 +18,7 @@ from harness.folder import RunFolderError
 from harness.lock import lock
 from tests import environments
 from tests.harness.test_resume import COUNTING, OFF_POLICY, assert_equal_runs, assert_tensorboard_shows_one_curve
-from tests.running import TIMEOUT, command, enter, environment, run, scalars, train
+from tests.running import ROOT, TIMEOUT, command, enter, environment, run, scalars, train
 
 TINY = "tests/harness/tiny_jax.py"
 SETTINGS = {
@@ -139,7 +139,7 @@ def test_sigusr1_writes_a_checkpoint_and_sigint_ends_the_run(tmp_path):
     assert RunFolder(folder).status() == "unfinished"
     assert "SIGUSR1: a checkpoint after this chunk" in done.stdout
     assert "SIGINT: ends after this chunk with a checkpoint" in done.stdout
-    assert f"continue with: python tiny_jax.py --resume {folder}" in done.stdout and done.stderr == ""
+    assert f"continue with: python {ROOT / TINY} --resume {folder}" in done.stdout and done.stderr == ""
 
 
 def test_sigterm_after_the_last_step_interrupts_nothing(tmp_path):
@@ -165,7 +165,7 @@ def test_sigint_leaves_at_once_after_another_signal(first, tmp_path):
 
 
 def nan_of_environment(which, at):
-    environments.NotANumber.copies = 0
+    environments.NotANumber.copies = -1  # the first is only tried out
     kwargs = json.dumps({"which": which, "at": at})
     return {**SETTINGS, "env-id": "tests.environments:NotANumber-v0", "env-kwargs": kwargs}
 
@@ -200,7 +200,7 @@ def assert_resuming_repeats_it(folder, step, cause):
     assert list(summary["stopped"]) == ["1"] and RunFolder(folder).status() == "stopped"
     assert (summary["stopped"]["1"]["step"], summary["stopped"]["1"]["cause"]) == (step, cause)
     assert len(rows) > 1 and all(np.isfinite(value) for *_, value in rows)
-    environments.NotANumber.copies = 0
+    environments.NotANumber.copies = -1  # the first is only tried out
     done = enter(TINY, {"resume": folder}, status=3)
     assert "resumed at step 100" in done.stdout and f"seed 1 stopped at step {step} ({cause})" in done.stdout
     assert scalars(folder) == rows and checkpoints_of(folder) == [100]
@@ -238,7 +238,7 @@ def assert_stopped_with_one_line(err, folder, reason):
     assert err.startswith("error: ") and err.count("\n") == 1, err
     assert reason in err and "stopped at step" in err, err
     step = checkpoints_of(folder)[-1]
-    assert f"from step {step:,} continue with: python tiny_jax.py --resume {folder}" in err, err
+    assert f"from step {step:,} continue with: python {ROOT / TINY} --resume {folder}" in err, err
     assert seal.damage(folder / "checkpoints" / f"{step:012d}") is None
     return step
 
