@@ -160,8 +160,8 @@ def test_a_script_may_fix_more_in_some_of_its_runs(folder, monkeypatch):
 
 
 def test_arguments_out_of_range_are_refused_on_resume_too(folder):
-    with pytest.raises(UserError, match="--total-timesteps 1050 must be a multiple"):
-        resume(folder, "--total-timesteps", "1050")
+    with pytest.raises(UserError, match="--eval-frequency must be positive, not 0"):
+        resume(folder, "--eval-frequency", "0")
 
 
 # ---------------------------------------------------------------------------------------------------------- the scripts
