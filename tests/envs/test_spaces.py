@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from envs import UserError, make_env
+from envs.gymnasium_make import make_gymnasium
 from envs.gymnasium_spaces import flatten_observations
 
 
@@ -107,4 +108,11 @@ def test_actions_in_the_units_type_and_bounds_of_the_space():
     actions = env.to_env_units(np.random.default_rng(0).uniform(-1, 1, (1000, 4)).astype(np.float32))
     ends = env.to_env_units(np.float32([[-1] * 4, [1] * 4]))
     assert all(space.contains(action) for action in (*actions, *ends))
+    env.close()
+
+
+def test_a_render_mode_among_the_arguments_gives_way():
+    """What a video needs is not refused as given twice."""
+    env = make_gymnasium("Pendulum-v1", '{"render_mode": "human"}', render_mode="rgb_array")
+    assert env.unwrapped.render_mode == "rgb_array"
     env.close()
