@@ -127,3 +127,9 @@ def test_an_error_of_the_environment_is_raised():
     with pytest.raises(ArithmeticError, match="the environment failed"):
         faulty(AGENTS, 0)
     faulty.close()
+
+
+def test_its_environments_are_closed():
+    with make() as evaluate:
+        assert not evaluate.env.envs.closed
+    assert evaluate.env.envs.closed
