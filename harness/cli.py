@@ -79,7 +79,7 @@ def parse(Args: type[Experiment], words: list[str]) -> Experiment:
         if old != new and (not rules(field).get("may_change") or field.name in reasons):
             because = f" ({reasons[field.name]})" if field.name in reasons else ""
             raise UserError(f"{flag(field.name)} {new} conflicts with {run!r}, which was begun with {old}{because}")
-    return say_rounding(dataclasses.replace(args, env_kwargs=stored.env_kwargs))
+    return dataclasses.replace(say_rounding(args), env_kwargs=stored.env_kwargs)
 
 
 def as_tyro_has_them(Args: type[Experiment], words: list[str]) -> list[str]:

@@ -259,6 +259,12 @@ def test_a_rounded_number_of_steps_is_said(capsys):
     assert said[1].startswith("--eval-frequency 10,000 becomes 1") and "--num-envs times --num-steps" in said[1]
 
 
+def test_a_rounded_number_of_steps_is_said_on_resume_too(folder, capsys):
+    args = cli.parse(module_of("sac_jax.py").Args, ["--resume", str(folder), "--total-timesteps", "1500200"])
+    assert args.total_timesteps == 1_501_000
+    assert capsys.readouterr().out.startswith("--total-timesteps 1,500,200 becomes 1,501,000: whole chunks of 1000 ")
+
+
 def test_the_same_environment_arguments_in_other_words(folder, monkeypatch):
     RunFolder(folder).write_args(module_of("sac_jax.py").Args(env_id="Pendulum-v1", env_kwargs='{"g": 1}'))
     words = ["--resume", str(folder), "--env-kwargs"]
