@@ -1,6 +1,7 @@
 """The command line of a script: arguments by tyro, errors as one line, exit statuses."""
 
 import dataclasses
+import itertools
 import re
 import sys
 import typing
@@ -12,7 +13,7 @@ import tyro
 
 from envs import UserError, one_line
 from envs.gymnasium_make import parse_kwargs, prefer_headless_rendering
-from harness.experiment import Experiment, flag, rules
+from harness.experiment import WHOLE_CHUNKS, Experiment, flag, rules
 from harness.folder import RunFolder, RunFolderError
 from harness.progress import say
 
@@ -68,7 +69,7 @@ def parse(Args: type[Experiment], words: list[str]) -> Experiment:
     words = as_tyro_has_them(Args, words)
     run = resumed(words)
     if run is None:
-        return say_rounding(tyro.cli(Args, description=description, args=words))
+        return say_rounding(tyro.cli(Args, description=description, args=words), words, Args)
     stored = dataclasses.replace(RunFolder(run).arguments(Args), resume=run)
     args = tyro.cli(Args, description=description, default=stored, args=words)
     reasons = stored.fixed_on_resume()
@@ -79,7 +80,7 @@ def parse(Args: type[Experiment], words: list[str]) -> Experiment:
         if old != new and (not rules(field).get("may_change") or field.name in reasons):
             because = f" ({reasons[field.name]})" if field.name in reasons else ""
             raise UserError(f"{flag(field.name)} {new} conflicts with {run!r}, which was begun with {old}{because}")
-    return dataclasses.replace(say_rounding(args), env_kwargs=stored.env_kwargs)
+    return dataclasses.replace(say_rounding(args, words, stored), env_kwargs=stored.env_kwargs)
 
 
 def as_tyro_has_them(Args: type[Experiment], words: list[str]) -> list[str]:
@@ -99,13 +100,16 @@ def as_tyro_has_them(Args: type[Experiment], words: list[str]) -> list[str]:
     return out
 
 
-def say_rounding(args: Experiment) -> Experiment:
-    """Says where a number of steps became another; returns `args`."""
+def say_rounding(args: Experiment, words: list[str], default: Any) -> Experiment:
+    """Says where a number of steps became another, from the command line or from `default`. Returns `args`."""
     own = "log_frequency" in {field.name for field in dataclasses.fields(args)}
     chunk = "--log-frequency" if own else "--num-envs times --num-steps"
-    for name, asked in args.rounded.items():
-        what = f"{flag(name)} {asked:,} becomes {getattr(args, name):,}"
-        say(f"{what}: whole chunks of {args.log_frequency} environment steps ({chunk})")
+    for name in WHOLE_CHUNKS:
+        given = [value for word, value in itertools.pairwise(words) if word == flag(name)]
+        asked = int(given[-1]) if given else getattr(default, name)
+        if asked != getattr(args, name):
+            what = f"{flag(name)} {asked:,} becomes {getattr(args, name):,}"
+            say(f"{what}: whole chunks of {args.log_frequency} environment steps ({chunk})")
     return args
 
 

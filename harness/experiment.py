@@ -22,11 +22,13 @@ def option(default: Any, *, at_least: int | None = None, may_change: bool = Fals
     return dataclasses.field(default=default, metadata=metadata)
 
 
+WHOLE_CHUNKS = ("total_timesteps", "eval_frequency")
+
+
 @dataclass(frozen=True)
 class Experiment:
     """Base class of a script's `Args`. A script provides `log_frequency` too, as a field or a property: the environment
-    steps of a compiled chunk. `total_timesteps` and `eval_frequency` are rounded up to whole chunks; `rounded` has what
-    was given where that changed it."""
+    steps of a compiled chunk. `total_timesteps` and `eval_frequency` are rounded up to whole chunks."""
 
     env_id: str = option("Hopper-v4", computes=False)
     """any Gymnasium id with a Box action space, or module:id"""
@@ -76,11 +78,8 @@ class Experiment:
             self.log_frequency % self.num_envs == 0,
             f"--log-frequency {self.log_frequency} must be a multiple of --num-envs {self.num_envs}",
         )
-        # Whole chunks: what was asked for is kept beside, to be said.
-        asked = {name: getattr(self, name) for name in ("total_timesteps", "eval_frequency")}
-        for name, value in asked.items():
-            object.__setattr__(self, name, -(-value // self.log_frequency) * self.log_frequency)
-        object.__setattr__(self, "rounded", {name: x for name, x in asked.items() if getattr(self, name) != x})
+        for name in WHOLE_CHUNKS:
+            object.__setattr__(self, name, -(-getattr(self, name) // self.log_frequency) * self.log_frequency)
 
     @staticmethod
     def changeable(default: Any) -> Any:
