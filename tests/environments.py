@@ -140,7 +140,7 @@ class Parts(PendulumEnv):
         return {"angle": obs[:2], "speed": obs[2:].astype(np.float64), "moves": int(abs(obs[2]) > 1)}
 
 
-class Grid(PendulumEnv):
+class Axes(PendulumEnv):
     """Observations of two axes, actions in an uneven Box of float64."""
 
     def __init__(self):
@@ -172,7 +172,7 @@ class Wrong(PendulumEnv):
         return obs, np.array([reward]) if self.how == "array" else reward, terminated, truncated, info
 
 
-for cls in (Counting, NotANumber, Hidden, Dice, Tree, CInt, Parts, Grid, Wrong):
+for cls in (Counting, NotANumber, Hidden, Dice, Tree, CInt, Parts, Axes, Wrong):
     gym.register(f"{cls.__name__}-v0", entry_point=cls, max_episode_steps=200)
 gym.register("Countdown-v0", entry_point=Countdown)
 gym.register("Levels-v0", entry_point=Levels)

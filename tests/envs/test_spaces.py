@@ -75,7 +75,7 @@ def test_dictionaries_are_flattened_as_gymnasium_does():
 
 def test_observations_of_several_axes():
     """One, a batch, flat or not; another shape is refused, never guessed."""
-    env = make("Grid")
+    env = make("Axes")
     obs = np.arange(24.0).reshape(4, 2, 3)
     np.testing.assert_array_equal(env.flatten(obs), obs.reshape(4, 6))
     np.testing.assert_array_equal(env.flatten(obs[0]), obs[0].ravel())
@@ -103,8 +103,8 @@ def test_other_spaces_are_flattened_as_gymnasium_does(space):
 
 
 def test_actions_in_the_units_type_and_bounds_of_the_space():
-    env = make("Grid")
-    space = gym.make("tests.environments:Grid-v0").action_space
+    env = make("Axes")
+    space = gym.make("tests.environments:Axes-v0").action_space
     actions = env.to_env_units(np.random.default_rng(0).uniform(-1, 1, (1000, 4)).astype(np.float32))
     ends = env.to_env_units(np.float32([[-1] * 4, [1] * 4]))
     assert all(space.contains(action) for action in (*actions, *ends))
