@@ -63,7 +63,8 @@ def tags_of(script):
         losses = ("policy_loss", "value_loss", "old_approx_kl", "approx_kl", "clipfrac", "explained_variance")
         tags |= {f"losses/{name}" for name in (*losses, "first_ratio_error")} | {"charts/learning_rate"}
     if script in DIFFUSION:
-        tags |= {"eval/entropy_bound", "diffusion/beta_min", "diffusion/beta_max", "diffusion/rho_1", "diffusion/rho_2"}
+        tags |= {f"eval/entropy_{what}" for what in ("bound", "low", "high")}
+        tags |= {"diffusion/beta_min", "diffusion/beta_max", "diffusion/rho_1", "diffusion/rho_2"}
     return tags
 
 
@@ -81,7 +82,7 @@ def test_run_folder_says_all_about_the_run(trained):
     rows, summary = stored.scalars(), stored.summary()
     tags = {tag for *_, tag, _ in rows}
     assert tags_of(script) <= tags
-    assert any(tag.startswith("diffusion/") or tag == "eval/entropy_bound" for tag in tags) == (script in DIFFUSION)
+    assert any(tag.startswith(("diffusion/", "eval/entropy_")) for tag in tags) == (script in DIFFUSION)
     assert all(np.isfinite(value) for *_, value in rows)
     for policy in POLICIES:
         returns = [value for _, value in values(folder, f"eval/episodic_return_{policy}")]
