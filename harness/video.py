@@ -19,7 +19,7 @@ from harness.experiment import Experiment
 from harness.folder import RunFolder
 
 NEEDS = "it needs moviepy: pip install '.[video]'"
-FRAMES_PER_SECOND = 30  # at most: an environment of 125 steps per second is drawn at every fourth
+FRAMES_PER_SECOND = 30  # at most: an environment of 125 steps per second is drawn at every fifth
 
 
 def record_video(
@@ -100,9 +100,12 @@ def open_writer(path: Path, frame: np.ndarray, pace: float):
 
     height, width = (x // 2 * 2 for x in frame.shape[:2])  # the encoder wants even numbers
     writer = FFMPEG_VideoWriter(str(path), (width, height), pace, preset="veryfast")
+
+    def write(frame: np.ndarray) -> None:
+        writer.write_frame(np.ascontiguousarray(frame[:height, :width]))
+
     try:
-        for_one = lambda x: writer.write_frame(np.ascontiguousarray(x[:height, :width]))  # noqa: E731
-        for_one(frame)
-        yield for_one
+        write(frame)
+        yield write
     finally:
         writer.close()
