@@ -5,7 +5,6 @@ import contextlib
 import ctypes
 import difflib
 import importlib
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 from envs.gymnasium_spaces import check_spaces
-from envs.interface import UserError, one_line
+from envs.interface import UserError, one_line, parse_kwargs
 
 MAX_REPLAY = 10_000  # steps; a longer episode begins anew when its run is resumed
 
@@ -49,17 +48,6 @@ def make_gymnasium(env_id: str, env_kwargs: str = "{}", **more: Any) -> gym.Env:
         if not isinstance(observations, gym.spaces.Box) or len(observations.shape) != 1:
             env = gym.wrappers.FlattenObservation(env)
     return env
-
-
-def parse_kwargs(env_kwargs: str) -> dict[str, Any]:
-    """The JSON object of `--env-kwargs`. Raises UserError."""
-    try:
-        kwargs = json.loads(env_kwargs)
-    except json.JSONDecodeError:
-        kwargs = None
-    if not isinstance(kwargs, dict):
-        raise UserError(f"--env-kwargs must be a JSON object such as '{{\"key\": 1}}', not {env_kwargs!r}")
-    return kwargs
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ Actions lie in [-1, 1]; the environment layer rescales them to the environment's
 themselves. Both functions are pure and may be called inside jit, scan and vmap.
 """
 
+import json
 from typing import Any, Protocol
 
 import jax
@@ -23,6 +24,17 @@ class UserError(Exception):
 def one_line(error: BaseException) -> str:
     """The exception's type and message without line breaks."""
     return f"{type(error).__name__}: {error}".replace("\n", " ").strip()
+
+
+def parse_kwargs(env_kwargs: str) -> dict[str, Any]:
+    """The JSON object of `--env-kwargs`. Raises UserError."""
+    try:
+        kwargs = json.loads(env_kwargs)
+    except json.JSONDecodeError:
+        kwargs = None
+    if not isinstance(kwargs, dict):
+        raise UserError(f"--env-kwargs must be a JSON object such as '{{\"key\": 1}}', not {env_kwargs!r}")
+    return kwargs
 
 
 @struct.dataclass
@@ -88,6 +100,7 @@ class Environment(Protocol):
       observation_size, action_size: O and A.
       action_low, action_high: the environment's own bounds, `[A]`.
       max_episode_steps: the time limit, or None.
+      on_device: whether a step is a part of the compiled program; otherwise it is a call to the host.
       error: the exception that an environment raised during a step, or None. The step then returned NaN.
     """
 
@@ -99,6 +112,7 @@ class Environment(Protocol):
     action_low: np.ndarray
     action_high: np.ndarray
     max_episode_steps: int | None
+    on_device: bool = False
     error: Exception | None = None
 
     def reset(self, key: jax.Array) -> EnvState:
@@ -145,7 +159,8 @@ def with_episode(
     done = terminated | truncated
     finite = (jnp.isfinite(obs) & jnp.isfinite(final_obs)).all(axis=-1) & jnp.isfinite(reward)
     episode = Episode(done, env_state.episode_return + reward, env_state.episode_length + 1, finite)
-    env_state = EnvState(obs, episode.return_ * ~done, episode.length * ~done)
+    going_on = {"episode_return": episode.return_ * ~done, "episode_length": episode.length * ~done}
+    env_state = env_state.replace(obs=obs, **going_on)
     return env_state, TimeStep(obs, final_obs, reward, terminated, truncated, episode)
 
 

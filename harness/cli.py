@@ -12,7 +12,8 @@ import jax
 import tyro
 
 from envs import UserError, one_line
-from envs.gymnasium_make import parse_kwargs, prefer_headless_rendering
+from envs.gymnasium_make import prefer_headless_rendering
+from envs.interface import parse_kwargs
 from harness.experiment import WHOLE_CHUNKS, Experiment, flag, rules
 from harness.folder import RunFolder, RunFolderError
 from harness.progress import say
