@@ -39,10 +39,10 @@ class Evaluator:
         self.env = make_env(args.env_id, args.eval_episodes, args.num_seeds, args.env_kwargs)
         self.seeds = jnp.asarray(args.seeds)
         self.entropy_terms = entropy_terms and partial(entropy_terms, args)
-        self.act = {
-            "stochastic": lambda agent, key, obs: sample_action(args, agent, key, obs)[0],
-            "deterministic": lambda agent, key, obs: deterministic_action(args, agent, obs),
-        }
+        self.act = (  # in the order of POLICIES
+            lambda agent, key, obs: sample_action(args, agent, key, obs)[0],
+            lambda agent, key, obs: deterministic_action(args, agent, obs),
+        )
 
     def __call__(self, agents: Any, step: int) -> dict[str, dict[str, Any]]:
         """Per policy the episodes' `return` and `length` `[S, E]`, and `metrics` by tag `[S]` (the stochastic one's).
@@ -53,13 +53,14 @@ class Evaluator:
 
     def episodes(self, policy: str, agents: Any, step: int) -> dict[str, Any]:
         """The episodes of one policy (see `__call__`)."""
-        carry = _start(self.env, self.seeds, POLICIES.index(policy), step)
+        index = jnp.int32(POLICIES.index(policy))
+        carry = _start(self.env, self.seeds, index, step)
         limit = self.env.max_episode_steps or MAX_EPISODE_STEPS
         entropies = []
         for _ in range(-(-limit // CHUNK)):
             if self.entropy_terms and policy == "stochastic":
                 entropies.append(_measure(self.entropy_terms, agents, carry))
-            carry = jax.block_until_ready(_rollout(self.env, self.act[policy], agents, carry))
+            carry = jax.block_until_ready(_rollout(self.env, self.act, agents, index, carry))
             if self.env.error:
                 raise self.env.error
             if np.all(carry["done"]):
@@ -89,11 +90,11 @@ def _measure(entropy_terms: Callable, agents: Any, carry: dict) -> dict:
 
 
 @partial(jax.jit, static_argnames="env")
-def _start(env: Environment, seeds: jax.Array, policy_index: int, step: int) -> dict:
+def _start(env: Environment, seeds: jax.Array, policy: jax.Array, step: int) -> dict:
     def one_agent(seed):
         reset_key, act_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 0xE7A1))
         env_state = env.reset(reset_key)
-        key = jax.random.fold_in(jax.random.fold_in(act_key, step), policy_index)
+        key = jax.random.fold_in(jax.random.fold_in(act_key, step), policy)
         zeros = jnp.zeros(env.num_envs)
         done = jnp.zeros(env.num_envs, bool)
         return {"env": env_state, "key": key, "return": zeros, "length": zeros.astype(int), "done": done}
@@ -102,11 +103,13 @@ def _start(env: Environment, seeds: jax.Array, policy_index: int, step: int) -> 
 
 
 @partial(jax.jit, static_argnames=("env", "act"))
-def _rollout(env: Environment, act: Callable, agents: Any, carry: dict) -> dict:
+def _rollout(env: Environment, act: tuple[Callable, ...], agents: Any, policy: jax.Array, carry: dict) -> dict:
+    # One program for both policies: environments on the device take long to compile.
     def step(carry, _):
         def one_agent(agent, c):
             key, act_key = jax.random.split(c["key"])
-            env_state, time_step = env.step(c["env"], act(agent, act_key, c["env"].obs))
+            action = jax.lax.switch(policy, act, agent, act_key, c["env"].obs)
+            env_state, time_step = env.step(c["env"], action)
             return {
                 "env": env_state,
                 "key": key,

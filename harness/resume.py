@@ -20,16 +20,24 @@ def say_changes(folder: RunFolder, versions: dict[str, Any]) -> None:
 
 
 def restored(
-    args: Experiment, env: Environment, folder: RunFolder, checkpoints: Checkpoints, state: Any, keys: jax.Array
+    args: Experiment,
+    env: Environment,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    versions: dict[str, Any],
+    state: Any,
+    keys: jax.Array,
 ) -> tuple[Any, dict[str, Any]]:
     """The training state of the last intact checkpoint and what else it holds; `state` and nothing where there is none.
 
     Args:
+      versions: of this process.
       state, keys: of a new run; the state is consumed.
 
     Raises:
       UserError: there was a checkpoint, and to begin anew would destroy results; or it does not fit the arguments.
     """
+    say_changes(folder, versions)
     if not checkpoints.exist():
         # A checkpoint that was begun is complete before the next one begins.
         last = max((row[0] for row in folder.scalars()), default=0)

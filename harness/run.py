@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from envs import Environment, Episode
 from harness import provenance
 from harness.checkpoint import Checkpoints
-from harness.clock import compile_seconds, strongly_typed
+from harness.clock import compile_seconds
+from harness.devices import keep_compiled, new_training
 from harness.experiment import Experiment
 from harness.folder import RunFolder
 from harness.guard import not_finite
@@ -22,7 +22,7 @@ from harness.lock import lock
 from harness.log import Log, check_wandb, start_wandb
 from harness.progress import Progress, say, say_header, say_summary
 from harness.record import Record
-from harness.resume import restored, say_changes
+from harness.resume import restored
 from harness.signals import Signals
 from harness.video import check_video, record_video
 
@@ -45,10 +45,12 @@ class Run:
     def __init__(self, args: Experiment, env: Environment):
         check_wandb(args)
         check_video(args)
+        keep_compiled(env)
         self.args, self.env, self.step, self.record = args, env, 0, Record()
         self.folder = RunFolder.create(args) if args.resume is None else RunFolder(args.resume)
         self._lock = lock(self.folder.path)
-        self._begin, self._versions = time.time(), provenance.versions()
+        self._begin = time.time()
+        self._versions = provenance.versions()
         self._wandb = start_wandb(args, self.folder.path) if args.track else None
         self._checkpoints = Checkpoints(self.folder.path)
         self._signals = Signals(say)
@@ -74,12 +76,10 @@ class Run:
         Raises:
           UserError: no checkpoint is intact, or it does not fit the arguments.
         """
-        keys = jax.vmap(jax.random.key)(jnp.asarray(self.args.seeds))
-        state = strongly_typed(jax.block_until_ready(jax.jit(jax.vmap(init_training))(keys)))
+        keys, state = new_training(self.args, self.env, init_training)
         facts: dict[str, Any] = {}
         if self.args.resume is not None:
-            say_changes(self.folder, self._versions)
-            state, facts = restored(self.args, self.env, self.folder, self._checkpoints, state, keys)
+            state, facts = restored(self.args, self.env, self.folder, self._checkpoints, self._versions, state, keys)
         if facts:
             self.step, self.record = facts["step"], Record.from_json(facts["record"])
         with self._writing():
