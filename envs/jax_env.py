@@ -72,6 +72,10 @@ class JaxEnv(Environment):
             obs = obs["state"]
         return super().flatten(obs)
 
+    def inner_state(self, env_state: JaxEnvState, n: int) -> Any:
+        """What the environment itself returned as the state of copy `n`."""
+        return self._unpack(tuple(x[n] for x in env_state.inner))
+
     def _restart(
         self, inner: Inner, obs: jax.Array, keys: jax.Array, done: jax.Array
     ) -> tuple[Inner, jax.Array, jax.Array]:

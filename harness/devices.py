@@ -24,11 +24,11 @@ def seed_sharding(args: Experiment, env: Environment) -> jax.sharding.NamedShard
     has ended anywhere.
     """
     devices = jax.devices()
-    most = max(n for n in range(1, len(devices) + 1) if args.num_seeds % n == 0)
+    most = max(n for n in range(1, len(devices) + 1) if args.num_seeds % n == 0) if env.on_device else 1
+    if most < len(devices) and args.num_seeds > 1:
+        why = "they share the seeds evenly" if env.on_device else f"{args.env_id} is stepped on the host"
+        say(f"of {len(devices)} devices {most} used, because {why}")
     if most == 1:
-        return None
-    if not env.on_device:
-        say(f"{len(devices)} devices: one is used, because {args.env_id} is stepped on the host")
         return None
     mesh = jax.sharding.Mesh(devices[:most], ("seeds",))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("seeds"))

@@ -5,6 +5,7 @@ python -m harness.show runs/RUN --video               and a video of one episode
 """
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ import tyro
 
 from envs import UserError
 from envs.gymnasium_make import prefer_headless_rendering
+from envs.interface import parse_kwargs
 from harness.agents import read_agents
 from harness.cli import one_line_errors
+from harness.devices import keep_compiled
 from harness.evaluation import POLICIES, Evaluator
 from harness.folder import RunFolder
 from harness.video import record_video
@@ -31,6 +34,8 @@ class Settings:
     """which policy acts"""
     seed: int | None = None
     """start states follow from this; default: those of the run's own evaluations"""
+    env_kwargs: str = "{}"
+    """keyword arguments of the environment, a JSON object: over those that the run was trained with"""
     video: bool = False
     """record one episode of the first agent as RUN/videos/POLICY.mp4"""
     seconds: float = math.inf
@@ -46,11 +51,15 @@ def show(settings: Settings) -> None:
     folder = RunFolder(settings.run)
     module = folder.script()
     stored = folder.arguments(module.Args)
-    args = dataclasses.replace(stored, eval_episodes=settings.episodes)
+    env_kwargs = json.dumps(parse_kwargs(stored.env_kwargs) | parse_kwargs(settings.env_kwargs))
+    args = dataclasses.replace(stored, eval_episodes=settings.episodes, env_kwargs=env_kwargs)
     if settings.seed is not None:
         args = dataclasses.replace(args, seed=settings.seed)
     policies = POLICIES if settings.policy == "both" else (settings.policy,)
+    if not settings.seconds > 0:
+        raise UserError(f"--seconds must be positive, not {settings.seconds}")
     with Evaluator(args, module.sample_action, module.deterministic_action) as evaluate:
+        keep_compiled(evaluate.env)
         agents = read_agents(folder, module, stored, evaluate.env)
         for policy in policies:
             result = evaluate.episodes(policy, agents, stored.total_timesteps)
@@ -62,7 +71,7 @@ def show(settings: Settings) -> None:
                 )
     if settings.video:
         deterministic = policies[-1] == "deterministic"
-        record_video(settings.run, deterministic, args.seed, settings.seconds, settings.size)
+        record_video(settings.run, deterministic, args.seed, settings.seconds, settings.size, env_kwargs)
 
 
 if __name__ == "__main__":

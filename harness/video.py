@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from envs import UserError, one_line
-from envs.gymnasium_make import action_bounds, make_gymnasium
+from envs.stage import Stage, make_stage
 from harness.agents import load_agent
 from harness.evaluation import MAX_EPISODE_STEPS
 from harness.experiment import Experiment
@@ -28,6 +29,7 @@ def record_video(
     start: int | None = None,
     seconds: float = math.inf,
     size: tuple[int, int] | None = None,
+    env_kwargs: str | None = None,
 ) -> Path | None:
     """Records one episode of the run's first agent as RUN/videos/{policy}.mp4.
 
@@ -36,7 +38,8 @@ def record_video(
     Args:
       start: the start state follows from this seed; default: the run's first.
       seconds: of the episode's own time, after which it is cut.
-      size: width and height in pixels, for environments with these arguments (MuJoCo's).
+      size: width and height in pixels, for environments that take them (MuJoCo's).
+      env_kwargs: in place of the run's own.
     """
     folder = RunFolder(run)
     args = folder.arguments(folder.script().Args)
@@ -45,11 +48,10 @@ def record_video(
         return None
     act = load_agent(run, deterministic=deterministic)
     path = folder.path / "videos" / f"{'deterministic' if deterministic else 'stochastic'}.mp4"
-    more = {"width": size[0], "height": size[1]} if size else {}
     try:
         path.parent.mkdir(exist_ok=True)
-        with contextlib.closing(make_gymnasium(args.env_id, args.env_kwargs, render_mode="rgb_array", **more)) as env:
-            play(env, act, args.seed if start is None else start, path, seconds)
+        with make_stage(args.env_id, args.env_kwargs if env_kwargs is None else env_kwargs, size) as stage:
+            film(stage, act, args.seed if start is None else start, path, seconds)
     except Exception as error:
         print(f"no video: {args.env_id} cannot be rendered here ({one_line(error)})", file=sys.stderr)
         return None
@@ -64,9 +66,9 @@ def check_video(args: Experiment) -> None:
     if not installed():
         raise UserError(f"--capture-video: {NEEDS}")
     try:
-        with contextlib.closing(make_gymnasium(args.env_id, args.env_kwargs, render_mode="rgb_array")) as env:
-            env.reset(seed=0)
-            env.render()
+        with make_stage(args.env_id, args.env_kwargs) as stage:
+            stage.reset(seed=0)
+            next(stage.frames([stage.picture()]))
     except Exception as error:
         raise UserError(f"--capture-video: {args.env_id} cannot be rendered here ({one_line(error)})") from None
 
@@ -75,37 +77,37 @@ def installed() -> bool:
     return importlib.util.find_spec("moviepy") is not None
 
 
-def play(env: Any, act: Any, seed: int, path: Path, seconds: float) -> None:
+def film(stage: Stage, act: Any, seed: int, path: Path, seconds: float) -> None:
     """Plays an episode and encodes its frames as they come."""
-    low, high = action_bounds(env)
-    pace = env.metadata.get("render_fps") or FRAMES_PER_SECOND
-    stride = math.ceil(pace / FRAMES_PER_SECOND)
-    limit = int(min(env.spec.max_episode_steps or MAX_EPISODE_STEPS, seconds * pace))
-    obs, _ = env.reset(seed=seed)
-    with open_writer(path, env.render(), pace / stride) as write, tqdm(total=limit, unit="step", leave=False) as bar:
-        done, steps = False, 0
-        while not done and steps < limit:
-            action = 2.0 * (act(obs, jax.random.fold_in(jax.random.key(0), steps)) - low) / (high - low) - 1.0
-            obs, _, terminated, truncated, _ = env.step(action)
-            done, steps = terminated or truncated, steps + 1
-            if steps % stride == 0:
-                write(env.render())
-            bar.update()
+    stride = math.ceil(stage.pace / FRAMES_PER_SECOND)
+    limit = int(min(stage.max_episode_steps or MAX_EPISODE_STEPS, seconds * stage.pace))
+
+    def pictures():
+        obs, done, steps = stage.reset(seed=seed), False, 0
+        yield stage.picture()
+        with tqdm(total=limit, unit="step", leave=False) as bar:
+            while not done and steps < limit:
+                obs, done = stage.step(act(obs, jax.random.fold_in(jax.random.key(0), steps)))
+                steps += 1
+                if steps % stride == 0:
+                    yield stage.picture()
+                bar.update()
+
+    frames = stage.frames(pictures())
+    first = next(frames)
+    with open_writer(path, first, stage.pace / stride) as write:
+        for frame in itertools.chain([first], frames):
+            write(frame)
 
 
 @contextlib.contextmanager
 def open_writer(path: Path, frame: np.ndarray, pace: float):
-    """Yields a function that appends a frame, uint8 `[height, width, 3]`; the first is `frame`."""
+    """Yields a function that appends a frame, uint8 `[height, width, 3]`, of the size of `frame`."""
     from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 
     height, width = (x // 2 * 2 for x in frame.shape[:2])  # the encoder wants even numbers
     writer = FFMPEG_VideoWriter(str(path), (width, height), pace, preset="veryfast")
-
-    def write(frame: np.ndarray) -> None:
-        writer.write_frame(np.ascontiguousarray(frame[:height, :width]))
-
     try:
-        write(frame)
-        yield write
+        yield lambda frame: writer.write_frame(np.ascontiguousarray(frame[:height, :width]))
     finally:
         writer.close()

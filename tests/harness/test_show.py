@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from envs import UserError
+from envs import UserError, stage
 from harness import RunFolder, show, video
 from tests.running import ROOT, TIMEOUT, environment
 
@@ -77,14 +77,14 @@ def test_as_a_command(tmp_path):
 
 
 def test_a_video_that_cannot_be_rendered_is_one_line(trained, monkeypatch, capsys):
-    make = video.make_gymnasium
+    make = stage.make_gymnasium
 
     def no_rendering(*args, **more):
         if "render_mode" in more:
             raise OSError("no\ndisplay")
         return make(*args, **more)
 
-    monkeypatch.setattr(video, "make_gymnasium", no_rendering)
+    monkeypatch.setattr(stage, "make_gymnasium", no_rendering)
     assert video.record_video(trained["tiny_jax"]) is None
     assert capsys.readouterr().err == "no video: Pendulum-v1 cannot be rendered here (OSError: no display)\n"
 
@@ -127,8 +127,8 @@ def test_a_video_shows_an_episode_of_the_first_agent(trained, monkeypatch, capsy
     """A whole episode, from the start state of the seed asked for, by the policy asked for."""
     folder = tmp_path / "run"
     shutil.copytree(trained["tiny_jax"], folder)
-    make = video.make_gymnasium
-    monkeypatch.setattr(video, "make_gymnasium", lambda env_id, kwargs, render_mode: Blank(make(env_id, kwargs)))
+    make = stage.make_gymnasium
+    monkeypatch.setattr(stage, "make_gymnasium", lambda env_id, kwargs, render_mode: Blank(make(env_id, kwargs)))
     starts, episodes = {}, {}
     for name, deterministic, start in (("a", True, None), ("b", True, 3), ("c", False, 3), ("d", True, 9)):
         path = video.record_video(folder, deterministic=deterministic, start=start)
