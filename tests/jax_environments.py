@@ -84,3 +84,24 @@ class Endless(Walk):
 
     def step(self, state, action):
         return super().step(state, 0.0 * action).replace(done=False)
+
+
+class Clock(Walk):
+    """Reward 1 a step. After 5 steps it ends, and the observation is the time; or, with `cut`, only the time limit of 5
+    steps ends it, and the observation is always 0: what is ahead looks the same at all times."""
+
+    def __init__(self, cut: bool = False):
+        super().__init__()
+        self.cut = cut
+        self.episode_length = 5 if cut else 50
+
+    def observe(self, place):
+        return place[None] * (not self.cut)
+
+    def reset(self, key):
+        state = super().reset(key)
+        return state.replace(obs=jnp.zeros(1), place=jnp.float32(0.0))
+
+    def step(self, state, action):
+        place = state.place + 0.2
+        return state.replace(obs=self.observe(place), reward=1.0, done=(place > 0.9) & (not self.cut), place=place)

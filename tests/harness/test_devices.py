@@ -40,7 +40,7 @@ def assert_close_runs(a, b):
 
 
 def test_seeds_on_four_devices_equal_seeds_on_one_and_checkpoints_change_places(tmp_path):
-    """Started on one and resumed on four, the other way round, and in one go: the same runs. Resumed on one: exactly."""
+    """Started on one and resumed on four, the other way round, and in one go: the same. Resumed on one: exactly."""
     four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     tmp_path.joinpath("runs").mkdir()
     on_one = trained(tmp_path / "runs")
