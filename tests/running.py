@@ -95,7 +95,8 @@ def enter(script: str, settings: dict, status: int = 0, **variables: str) -> Don
 def environment(**more: str) -> dict[str, str]:
     """The environment of a script's process. XLA compiles without most optimisations: the tests compile more than they
     compute. (Its older code generator takes half the time, and was seen to give NaN where the default is right.)"""
-    settings = {"JAX_PLATFORMS": "cpu", "NPROC": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
+    platform = os.environ.get("JAX_PLATFORMS", "cpu")
+    settings = {"JAX_PLATFORMS": platform, "NPROC": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
     return {**os.environ, **settings, **more}
 
 
