@@ -31,7 +31,7 @@ class Experiment:
     steps of a compiled chunk. `total_timesteps` and `eval_frequency` are rounded up to whole chunks."""
 
     env_id: str = option("Hopper-v4", computes=False)
-    """any Gymnasium id with a Box action space, or module:id"""
+    """any Gymnasium id, playground/NAME, brax/NAME, or module:NAME for your own"""
     env_kwargs: str = "{}"
     """keyword arguments of the environment, a JSON object"""
     seed: int = option(1, at_least=0, computes=False)

