@@ -11,7 +11,7 @@ import diffcrossq_jax
 import diffsac_jax
 import diffwpo_jax
 import sac_jax
-from benchmarks import rounds, speed
+from benchmarks import device, rounds, speed, suites
 from benchmarks.tables import speed_table
 
 
@@ -23,6 +23,26 @@ def test_rows_are_replaced_and_shown(tmp_path):
     speed.save(path, [row | {"quantity": "c", "value": "4"}, row | {"quantity": "a", "value": "3"}])
     lines = speed_table(path).splitlines()[2:]
     assert [line.split(" | ")[:2] for line in lines] == [["| a", "3"], ["| b", "2"], ["| c", "4"]]
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_runs_of_a_device_are_runs_of_the_scripts(small):
+    for script, *words in device.commands(small):
+        args = suites.parse(script, words)
+        assert args.total_timesteps <= (1000 if small else 400_000) and args.num_seeds in (1, 2, 4, 8, 32)
+
+
+def test_a_device_row_says_what_a_run_came_to():
+    args = SimpleNamespace(exp_name="sac_jax", env_id="Hopper-v4", num_envs=2, num_seeds=8)
+    summary = {"steps_per_second": 101.4, "compile_seconds": 9.6, "peak_memory_bytes": 2.5e9, "step": 4000}
+    folder = SimpleNamespace(
+        arguments=lambda Args: args, script=lambda: SimpleNamespace(Args=None), summary=lambda: summary
+    )
+    assert device.row(folder) == (
+        "sac_jax.py, Hopper-v4, 2 environments, 8 seeds",
+        "811 steps/s of all seeds, compiled in 10 s, 2.50 GB",
+        "one run of 4,000 steps",
+    )
 
 
 def test_comparison_within_a_round():
