@@ -14,7 +14,7 @@ from flax import struct
 from envs.interface import Environment, EnvState, TimeStep, UserError, new_episode, with_episode
 from envs.jax_make import Task, make_jax, vector_of
 
-RESETS_AT_ONCE = 16  # a sixteenth of the copies
+RESET_BLOCKS = 16  # new episodes begin in blocks of a sixteenth of the copies
 
 Inner = tuple[jax.Array, ...]  # the arrays of an environment's state that hold anything
 
@@ -80,7 +80,7 @@ class JaxEnv(Environment):
         self, inner: Inner, obs: jax.Array, keys: jax.Array, done: jax.Array
     ) -> tuple[Inner, jax.Array, jax.Array]:
         """New episodes where `done`, a block of copies after the other: a reset may cost as much as many steps."""
-        size = -(-self.num_envs // RESETS_AT_ONCE)
+        size = -(-self.num_envs // RESET_BLOCKS)
 
         def block(carry):
             rows, waiting = carry

@@ -14,6 +14,8 @@ import jax
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnasium", "mujoco", "numpy")
+# Named where the run has imported them: package, module.
+SIMULATORS = (("playground", "mujoco_playground"), ("brax", "brax"), ("mujoco-mjx", "mujoco.mjx"))
 
 
 def versions() -> dict[str, Any]:
@@ -24,6 +26,7 @@ def versions() -> dict[str, Any]:
         "git_dirty": dirty,
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: importlib.metadata.version(name) for name, module in SIMULATORS if module in sys.modules},
         "platform": platform.platform(),
         "device": device(),
         "threads": int(os.environ.get("NPROC") or num_cpus()),
