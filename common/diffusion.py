@@ -154,9 +154,8 @@ def sample_prior(key: jax.Array, schedule: NoiseSchedule, shape: tuple[int, ...]
 
 def sample_noise(key: jax.Array, schedule: NoiseSchedule, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """What a chain is made of: a^K `[*shape, A]`, and standard normal noise `[K, *shape, A]`. The key is consumed."""
-    prior_key, noise_key = jax.random.split(key)
-    last = sample_prior(prior_key, schedule, shape)
-    return last, jax.random.normal(noise_key, (schedule.num_denoising_steps, *last.shape))
+    draws = jax.random.normal(key, (schedule.num_denoising_steps + 1, *shape, schedule.logits.shape[1]))
+    return schedule.prior_std * draws[0], draws[1:]
 
 
 def denoise(drift_fn: DriftFn, schedule: NoiseSchedule, last: jax.Array, noise: jax.Array) -> DenoisingChain:
@@ -238,14 +237,10 @@ def log_lik_bounds(
     tight where the policy is much narrower than the prior.
     """
 
-    def last_log_density(latent):
-        return gaussian_log_prob(chain.latents[0], *denoising_mean_std(schedule, drift_fn(latent, 1), latent, 1))
-
-    def other(key):
-        return sample_chain(key, drift_fn, schedule, chain.prior_log_prob.shape).latents[1]
-
-    own = last_log_density(chain.latents[1])
-    others = jax.nn.logsumexp(jax.vmap(last_log_density)(jax.vmap(other)(jax.random.split(key, num_others))), axis=0)
+    others = sample_chain(key, drift_fn, schedule, (num_others, *chain.prior_log_prob.shape))
+    latents = jnp.concatenate([chain.latents[1:2], others.latents[1]])  # a^1 of all M + 1
+    log_densities = gaussian_log_prob(chain.latents[0], *denoising_mean_std(schedule, drift_fn(latents, 1), latents, 1))
+    own, others = log_densities[0], jax.nn.logsumexp(log_densities[1:], axis=0)
     return jnp.logaddexp(own, others) - math.log(num_others + 1), others - math.log(num_others)
 
 
