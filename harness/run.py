@@ -47,7 +47,7 @@ class Run:
         check_video(args)
         self.args, self.env, self.step, self.record = args, env, 0, Record()
         self.folder = RunFolder.create(args) if args.resume is None else RunFolder(args.resume)
-        self._lock = lock(self.folder.path)
+        self._lock = lock(self.folder.path, new=args.resume is None)
         self._begin, self._versions = time.time(), provenance.versions()
         self._wandb = start_wandb(args, self.folder.path) if args.track else None
         self._checkpoints = Checkpoints(self.folder.path)
