@@ -35,7 +35,7 @@ class Task:
         signal.signal(signal.SIGTERM, self._terminated)
         self.process = Process(self.work, self.threads)
         status = self.process.wait()
-        if status == 128 + signal.SIGTERM and _state(os.environ["SLURM_JOB_ID"]) == "RUNNING":
+        if status == 128 + signal.SIGTERM and _state(submitit.JobEnvironment().job_id) == "RUNNING":
             signal.raise_signal(signal.SIGUSR1)  # it was pre-empted; a cancelled job is no longer RUNNING
         return status
 
@@ -50,6 +50,7 @@ class Task:
 
 
 def _state(job_id: str) -> str:
+    """The state of a job, or of one job of an array: `12_3`."""
     command = ["squeue", "--noheader", f"--jobs={job_id}", "--format=%T"]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 

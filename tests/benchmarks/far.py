@@ -16,7 +16,7 @@ sys.path.append(str(TINY))
 PATH = os.pathsep.join((str(ROOT), str(TINY)))
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": PATH}
 
-# A step takes 10 ms or more: 30 s of training, 10 s of evaluations.
+# In a sweep a step takes 10 ms or more: 30 s of training, 10 s of evaluations.
 SUITE = """
 [mine]
 envs = ["tests.environments:Slow-v0"]
@@ -35,7 +35,7 @@ def write_suite(folder: Path, *seeds: int) -> Path:
 
 def sweep(*words, **variables: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "benchmarks.sweep", *map(str, words)]
-    environment = {**ENVIRONMENT, **variables}
+    environment = {**ENVIRONMENT, "SECONDS_PER_STEP": "0.01", **variables}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -80,7 +80,7 @@ def test_a_signal_a_requeue_and_the_same_numbers(sweep, slurm, tmp_path, how):
     assert "2 runs finished now, 0 failed" in far.ended(process)
     for run, step in zip(runs, before, strict=True):
         log = far.log_of(run)
-        assert log.count("+ exit status") == 1 and log.count("resumed at step") == 1, log
+        assert log.count("+ exit status 0") == 1 and log.count("resumed at step") == 1, log
         assert int(log.split("resumed at step ")[1].split()[0].replace(",", "")) >= step
         far.assert_as_undisturbed(run, suite, tmp_path / "undisturbed")
 
