@@ -4,6 +4,8 @@ A task whose node or worker dies is tried again elsewhere; the same command goes
 """
 
 import os
+import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,17 +14,27 @@ import ray
 from benchmarks.work import ROOT, Process, Work, signals
 
 DEFAULTS = {"num_cpus": 1, "max_retries": 10}
+LOOK = 0.5  # seconds
 LEFT = "the same command goes on from here"
 
 
 def task(work: Work, threads: int) -> int:
     """Runs a run to its end. Returns its exit status."""
-    process = Process(work, threads)
+    process = Process(work, threads, leash=True)
     try:
-        return process.wait()
-    except BaseException:  # cancelled
+        while not process.has_ended():
+            time.sleep(LOOK)  # Ray's cancellation is noticed between two steps of Python, not within a long one
+    except BaseException:
         process.stop_and_wait()
         raise
+    return process.wait()
+
+
+def check(address: str) -> None:
+    """Raises OSError where nothing answers at `host:port`: Ray itself would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "://" not in address:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 class Engine:
@@ -57,6 +69,7 @@ class Engine:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         address = os.environ.get("RAY_ADDRESS") or "local"
         try:
+            check(address)
             ray.init(
                 address,
                 runtime_env={"env_vars": {"PYTHONPATH": path}},
@@ -64,7 +77,7 @@ class Engine:
                 logging_level="ERROR",
                 **({"include_dashboard": False} if address == "local" else {}),
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(f"no Ray at {address}: {error}") from None
         with signals(self._signal):
             self._run(list(works), begin, ended)

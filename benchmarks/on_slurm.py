@@ -5,6 +5,7 @@ back into the queue, and the same command goes on from there.
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -78,7 +79,11 @@ class Engine:
         if bad := [name for name, value in whole.items() if type(value) is not int or value < 1]:
             raise ValueError(f"{bad[0]} must be a whole number above 0, not {whole[bad[0]]!r}")
         self.settings["additional_parameters"] = {"requeue": True, **self.settings.get("additional_parameters", {})}
-        own = [f"cd '{ROOT}'", f"export SUBMITIT_PREEMPT_SIGNAL={os.environ['SUBMITIT_PREEMPT_SIGNAL']}"]
+        exports = {
+            "SUBMITIT_PREEMPT_SIGNAL": os.environ["SUBMITIT_PREEMPT_SIGNAL"],
+            "SRUN_CPUS_PER_TASK": self.settings["cpus_per_task"],  # srun does not inherit it
+        }
+        own = [f"cd {shlex.quote(str(ROOT))}", *(f"export {name}={value}" for name, value in exports.items())]
         self.settings["setup"] = [*own, *self.settings.get("setup", [])]
         self.stop: int | None = None
         self._executor(ROOT)  # raises what is wrong with the settings
@@ -111,8 +116,8 @@ class Engine:
             with executor.batch():
                 return [executor.submit(Task(work, self.settings["cpus_per_task"])) for work in works]
         except (FailedJobError, FailedSubmissionError, OSError) as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            raise ValueError(f"cannot submit: {lines[-1] if lines else error!r}") from None
+            said = [line.strip("'\" ") for line in str(error).splitlines() if line.strip()]
+            raise ValueError(f"cannot submit: {said[-1] if said else repr(error)}") from None
 
     def _wait(self, queue: dict[Work, submitit.SlurmJob], ended: Callable[[Work], None]) -> None:
         asked = time.monotonic()

@@ -15,6 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# Starts a command that the kernel kills once the process that waits for it is gone (1: PR_SET_PDEATHSIG; Linux only).
+LEASH = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 END = re.compile(r"\+ exit status (-?\d+)")
 
 
@@ -34,9 +41,17 @@ class Work:
 
 
 class Process:
-    """A run that was started here. Raises OSError: the log cannot be written."""
+    """A run that was started here.
 
-    def __init__(self, work: Work, threads: int = 1):
+    Args:
+      threads: of the run, unless NPROC says otherwise.
+      leash: the run must not outlive this process, which may be killed: it would hold the lock of its folder.
+
+    Raises:
+      OSError: the log cannot be written.
+    """
+
+    def __init__(self, work: Work, threads: int = 1, leash: bool = False):
         command = [sys.executable, *work.words]
         self._log = work.log.open("a")
         self._process: subprocess.Popen | None = None
@@ -44,7 +59,7 @@ class Process:
         try:
             # A session of its own: Ctrl-C reaches the sweep alone, which passes it on once.
             self._process = subprocess.Popen(
-                command,
+                [sys.executable, "-c", LEASH, *command] if leash else command,
                 cwd=ROOT,
                 env={"NPROC": str(threads), **os.environ},
                 stdin=subprocess.DEVNULL,
@@ -54,6 +69,9 @@ class Process:
             )
         except OSError as error:
             self._say(f"error: cannot start: {error}")
+
+    def has_ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
 
     def wait(self) -> int:
         """Waits for the end. Returns the exit status."""

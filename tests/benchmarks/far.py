@@ -15,6 +15,7 @@ TINY = ROOT / "tests" / "harness"  # tiny_jax.py
 sys.path.append(str(TINY))
 PATH = os.pathsep.join((str(ROOT), str(TINY)))
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": PATH}
+IN_A_SWEEP = {**ENVIRONMENT, "SECONDS_PER_STEP": "0.01"}
 
 # In a sweep a step takes 10 ms or more: 30 s of training, 10 s of evaluations.
 SUITE = """
@@ -35,7 +36,7 @@ def write_suite(folder: Path, *seeds: int) -> Path:
 
 def sweep(*words, **variables: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "benchmarks.sweep", *map(str, words)]
-    environment = {**ENVIRONMENT, "SECONDS_PER_STEP": "0.01", **variables}
+    environment = {**IN_A_SWEEP, **variables}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

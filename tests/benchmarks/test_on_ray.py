@@ -48,16 +48,16 @@ def test_a_node_is_removed(sweep, tmp_path):
     """Its runs end on the other node, with the numbers of undisturbed ones."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "env_vars": far.ENVIRONMENT})
-    nodes = [cluster.add_node(num_cpus=2, env_vars=far.ENVIRONMENT) for _ in range(2)]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "env_vars": far.IN_A_SWEEP})
+    nodes = [cluster.add_node(num_cpus=2, env_vars=far.IN_A_SWEEP) for _ in range(2)]
     try:
         suite = far.write_suite(tmp_path, 1, 2)
         runs = far.folders(suite, tmp_path / "runs")
         process = sweep("mine", "--suites", suite, RAY_ADDRESS=cluster.address)
         far.wait_for(lambda: all(far.step(run) >= 700 for run in runs), process)
-        above = parents(trainer(runs[0]))
-        (node,) = (node for node in nodes if node.all_processes["raylet"][0].process.pid in above)
-        on_it = [run for run in runs if set(parents(trainer(run))) & set(above[:-1])]
+        raylets = {node: node.all_processes["raylet"][0].process.pid for node in nodes}
+        (node,) = (node for node in nodes if raylets[node] in parents(trainer(runs[0])))
+        on_it = [run for run in runs if raylets[node] in parents(trainer(run))]
         cluster.remove_node(node, allow_graceful=False)
         assert "2 runs finished now, 0 failed" in far.ended(process)
     finally:
