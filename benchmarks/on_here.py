@@ -54,7 +54,10 @@ class Engine:
             list(pool.map(run_one, works))
 
     def _run_one(self, work: Work) -> None:
-        process = Process(work)
+        try:
+            process = Process(work)
+        except OSError:  # no log: its end will say nothing, and it is a failure
+            return
         self._processes.append(process)
         if self.stop is not None:  # it came while the process started
             self._pass_on(process)

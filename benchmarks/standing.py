@@ -61,7 +61,7 @@ def look(job: Job, runs: Path) -> Stand:
     if status == "stopped":
         return replace(stand, state="stopped", step=step, why=f"{NOT_FINITE}, see {folder}")
     exit_status, last = end_of(log)
-    how = "it was killed" if exit_status is None else f"exit status {exit_status}"
+    how = "it was killed, or could not start" if exit_status is None else f"exit status {exit_status}"
     if exit_status == 0:
         how += ", but it is not finished"
     state = "waiting" if exit_status in (None, 130, 143, -2, -15) else "failed"

@@ -249,6 +249,17 @@ def test_a_single_seed_has_no_prefix_and_a_resumed_run_keeps_its_name(wandb):
     assert [json.loads(first)[name] for name in ("name", "id")] == [again["name"], again["id"]]
 
 
+def test_runs_of_one_name_are_not_one_run_there(wandb):
+    log, runs = wandb
+    ids = []
+    for place, steps in (("here", SETTINGS["total-timesteps"]), ("here", 300), ("there", 300)):
+        settings = {"track": True, "run-name": "mine", "runs-folder": runs / place, "total-timesteps": steps}
+        log.unlink(missing_ok=True)
+        enter(TINY, {**SETTINGS, **settings}, LOGIN=str(log))
+        ids.append(json.loads(log.read_text().splitlines()[0])["id"])
+    assert ids[0] == ids[1] != ids[2]
+
+
 def test_track_without_the_package_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     done = enter(TINY, {**SETTINGS, "track": True, "runs-folder": tmp_path}, status=2)
