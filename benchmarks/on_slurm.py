@@ -90,7 +90,7 @@ class Engine:
 
     def has_gpu(self) -> bool:
         """Whether a job gets one."""
-        return "gpu" in self.settings.get("gres", "") or any(name.startswith("gpus_per") for name in self.settings)
+        return "gpu" in str(self.settings.get("gres")) or any(name.startswith("gpus_per") for name in self.settings)
 
     def _executor(self, folder) -> submitit.SlurmExecutor:
         try:
@@ -102,12 +102,11 @@ class Engine:
 
     def run(self, works: list[Work], begin: Callable[[Work], bool], ended: Callable[[Work], None]) -> None:
         """Submits what `begin` agrees to; `ended` is told of each that has run. Raises ValueError: Slurm refuses it."""
-        works = [work for work in works if begin(work)]
         queue: dict[Work, submitit.SlurmJob] = {}
-        for first in range(0, len(works), self.array_size):
-            array = works[first : first + self.array_size]
-            queue.update(zip(array, self._submit(array), strict=True))
         with signals(self._signal):
+            for first in range(0, len(works), self.array_size):
+                array = [work for work in works[first : first + self.array_size] if self.stop is None and begin(work)]
+                queue.update(zip(array, self._submit(array) if array else [], strict=True))
             self._wait(queue, ended)
 
     def _submit(self, works: list[Work]) -> list[submitit.SlurmJob]:

@@ -72,10 +72,12 @@ class Job:
 def read_suites(path: Path = SUITES) -> tuple[dict[str, Any], dict[str, Any]]:
     """A file's suites by name, and its tables for the engines. Raises UserError."""
     try:
-        tables = tomllib.loads(path.read_text())
+        suites = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {str(path)!r}: {one_line(error)}") from None
-    return {name: table for name, table in tables.items() if name not in ENGINES}, tables
+    if bad := [name for name, table in suites.items() if not isinstance(table, dict)]:
+        raise UserError(f"cannot read {str(path)!r}: {bad[0]} is no table")
+    return suites, {engine: suites.pop(engine, {}) for engine in ENGINES}
 
 
 def entries(suites: dict[str, Any], suite: str) -> list[dict[str, Any]]:

@@ -136,9 +136,9 @@ def main() -> int:
     options = parser().parse_args()
     runs = options.runs.resolve()
     try:
-        suites, tables = read_suites(options.suites)
+        suites, settings = read_suites(options.suites)
         module = module_of(options.on)
-        engine = module.Engine(options.jobs, {**tables.get(options.on, {}), **dict(options.set)})
+        engine = module.Engine(options.jobs, {**settings.get(options.on, {}), **dict(options.set)})
         vmap = options.vmap == "1" or (options.vmap == "auto" and engine.has_gpu())
         stands = [look(job, runs) for job in jobs_of(suites, options.suite, vmap, options.steps)]
         if not options.dry_run and not options.status:

@@ -110,7 +110,7 @@ def test_bad_lists_and_settings_are_one_line(call, tmp_path, entries, words, mes
 
 def test_bad_files_and_suites_are_one_line(call, tmp_path):
     assert "no suite 'nothing'; there are mine" in call(suite="nothing", entries=[entry()], status=2).err
-    for content in (None, "[mine"):
+    for content in (None, "[mine", "mine = 3", "slurm = 3"):
         path = tmp_path / "other.toml"
         path.write_text(content) if content else None
         printed = call("--suites", str(path), status=2)
@@ -356,11 +356,11 @@ def test_runs_results_and_tables_end_to_end(call, tmp_path, monkeypatch, capsys)
 @pytest.mark.slow
 def test_quick_suite_end_to_end(tmp_path):
     """All scripts as the quick suite runs them, with fewer steps."""
-    variables = {"STEPS": "8000", "RUNS": str(tmp_path / "runs"), "PYTHON": sys.executable, "JOBS": "2"}
+    variables = {"STEPS": "2000", "RUNS": str(tmp_path / "runs"), "PYTHON": sys.executable, "JOBS": "2"}
     done = subprocess.run(
         [str(RUN_ALL)], env=os.environ | variables, capture_output=True, text=True, timeout=3 * TIMEOUT
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 runs finished now, 0 failed" in done.stdout
+    assert "7 runs finished now, 0 failed" in done.stdout
     for folder in (tmp_path / "runs").glob("*__quick_*"):
         assert export.read_run(folder, allow_dirty=True)
