@@ -40,15 +40,16 @@ class Report:
     """What becomes of the runs that an engine is given; it says so as it happens.
 
     Attributes:
-      finished: how many did.
-      left: how many another sweep took first.
-      failures: which did not, and why, a line each.
+      finished: which did.
+      left: which another sweep took first.
+      failures: which did not finish, and why, a line each.
     """
 
     def __init__(self, todo: list[Stand], runs: Path, engine: Any):
         self.runs, self.engine = runs, engine
         self.jobs: dict[str, Job] = {stand.job.name: stand.job for stand in todo}
-        self.finished = self.left = 0
+        self.finished: list[str] = []
+        self.left: list[str] = []
         self.failures: list[str] = []
 
     def begin(self, work: Work) -> bool:
@@ -63,7 +64,7 @@ class Report:
     def ended(self, work: Work) -> None:
         stand = look(self.jobs[work.name], self.runs)
         if stand.state == "finished":
-            self.finished += 1
+            self.finished.append(work.name)
             say(f"finished {stand.job.label}")
         elif stand.state == "running":
             self._left(stand)
@@ -74,13 +75,13 @@ class Report:
             say(f"failed {stand.failure}")
 
     def _left(self, stand: Stand) -> None:
-        self.left += 1
+        self.left.append(stand.job.name)
         say(f"left {stand.job.label}: {stand.state} by another sweep")
 
     def summary(self, before: list[str]) -> str:
         failures = before + self.failures
-        left = f", {self.left} left to another sweep" if self.left else ""
-        first = f"{self.finished} runs finished now, {len(failures)} failed{left}"
+        left = f", {len(self.left)} left to another sweep" if self.left else ""
+        first = f"{len(self.finished)} runs finished now, {len(failures)} failed{left}"
         return "\n".join([first, *(f"failed: {failure}" for failure in failures)])
 
 
