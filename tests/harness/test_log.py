@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from envs import Episode
 from harness import Experiment, RunFolder
-from harness.log import HEADER, Log
+from harness.log import HEADER, Log, start_wandb
 from tests.running import enter
 
 TINY = "tests/harness/tiny_jax.py"
@@ -249,14 +249,14 @@ def test_a_single_seed_has_no_prefix_and_a_resumed_run_keeps_its_name(wandb):
     assert [json.loads(first)[name] for name in ("name", "id")] == [again["name"], again["id"]]
 
 
-def test_runs_of_one_name_are_not_one_run_there(wandb):
+def test_runs_of_one_name_are_not_one_run_there(wandb, monkeypatch):
     log, runs = wandb
+    monkeypatch.setenv("LOGIN", str(log))
     ids = []
-    for place, steps in (("here", SETTINGS["total-timesteps"]), ("here", 300), ("there", 300)):
-        settings = {"track": True, "run-name": "mine", "runs-folder": runs / place, "total-timesteps": steps}
-        log.unlink(missing_ok=True)
-        enter(TINY, {**SETTINGS, **settings}, LOGIN=str(log))
-        ids.append(json.loads(log.read_text().splitlines()[0])["id"])
+    for place in ("here", "here", "there"):
+        (runs / place / "mine").mkdir(parents=True, exist_ok=True)
+        start_wandb(Args(run_name="mine", track=True), runs / place / "mine").file.close()
+        ids.append(json.loads(log.read_text().splitlines()[-1])["id"])
     assert ids[0] == ids[1] != ids[2]
 
 
