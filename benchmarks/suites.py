@@ -1,8 +1,10 @@
-"""The runs of suites.toml as jobs: what each is run with, its command, and how it stands in a folder of runs."""
+"""The runs of suites.toml as jobs: what each is run with, its command and the name of its folder."""
 
 import contextlib
 import dataclasses
+import hashlib
 import io
+import json
 import shlex
 import tomllib
 from collections import Counter
@@ -10,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.export import arguments, script_args
+from benchmarks.export import script_args
 from envs import UserError, one_line
-from harness import Experiment, RunFolder, cli
+from harness import Experiment, cli
+from harness.experiment import rules
 from harness.folder import prefix
 
 SUITES = Path(__file__).with_name("suites.toml")
 KEYS = {"name": str, "script": str, "flags": str, "envs": list, "seeds": list, "steps": int}
+ENGINES = ("slurm", "ray")  # tables of these names are no suites: what the engines are told
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,12 @@ class Job:
     """One process: an entry of a suite on one environment, for one seed or several consecutive ones.
 
     Attributes:
+      suite: where the entry stands.
       script, flags: of the entry.
       args: what the script makes of them, with environment, seeds, steps and name.
     """
 
+    suite: str
     script: str
     flags: str
     args: Experiment
@@ -41,47 +47,66 @@ class Job:
         return f"{self.args.exp_name} {self.args.env_id} seed {self.seeds}"
 
     @property
-    def prefix(self) -> str:
-        """How the names of its run folders begin."""
-        return prefix(self.args)
+    def name(self) -> str:
+        """The name of its run folder: environment, name of the entry, seeds, suite, and a digest of the settings.
 
-    def command(self, runs: Path, resume: Path | None = None) -> list[str]:
-        """The command after the interpreter, which trains anew in `runs` or goes on in the run folder `resume`."""
-        if resume is not None:
-            return [self.script, "--resume", str(resume)]
+        Other settings are another folder, whatever has changed them: the list of runs, an option or a default.
+        """
+        values = {
+            field.name: getattr(self.args, field.name)
+            for field in dataclasses.fields(self.args)
+            if rules(field).get("computes", True)
+        }
+        text = json.dumps([Path(self.script).stem, values], sort_keys=True)
+        return f"{prefix(self.args)}{self.suite.replace('/', '-')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def command(self, runs: Path) -> list[str]:
+        """The command after the interpreter. It begins the run in `runs`, or goes on with it."""
         args = self.args
         seeds = ["--seed", f"{args.seed}", *(["--num-seeds", f"{args.num_seeds}"] if args.num_seeds > 1 else [])]
         words = ["--env-id", args.env_id, *seeds, "--total-timesteps", f"{args.total_timesteps}"]
-        return [self.script, *words, "--exp-name", args.exp_name, "--runs-folder", f"{runs}", *shlex.split(self.flags)]
+        place = ["--exp-name", args.exp_name, "--runs-folder", f"{runs}", "--run-name", self.name]
+        return [self.script, *words, *place, *shlex.split(self.flags)]
 
 
-def read_suites(path: Path = SUITES) -> dict[str, Any]:
-    """A file of suites, by name. Raises UserError."""
+def read_suites(path: Path = SUITES) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A file's suites by name, and its tables for the engines. Raises UserError."""
     try:
-        return tomllib.loads(path.read_text())
+        suites = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {str(path)!r}: {one_line(error)}") from None
+    if bad := [name for name, table in suites.items() if not isinstance(table, dict)]:
+        raise UserError(f"cannot read {str(path)!r}: {bad[0]} is no table")
+    return suites, {engine: suites.pop(engine, {}) for engine in ENGINES}
 
 
 def entries(suites: dict[str, Any], suite: str) -> list[dict[str, Any]]:
-    """The runs of a suite, after those of the suites that it includes, each with all of KEYS. Raises UserError."""
+    """The runs of a suite, after those of the suites that it includes, each with its `suite` and all of KEYS.
+
+    An entry with `settings` is one for each of them. Raises UserError.
+    """
     if suite not in suites:
         raise UserError(f"no suite {suite!r}; there are {', '.join(suites)}")
-    shared = {"flags": "", **suites[suite]}
+    shared = {"flags": "", "settings": {"": ""}, **suites[suite]}
     found = [entry for other in shared.pop("include", []) for entry in entries(suites, other)]
     for own in shared.pop("runs", []):
         entry = {**shared, **own}
-        check(entry, suite)
-        found.append(entry)
+        settings = entry.pop("settings")
+        check(entry, settings, suite)
+        for name, flags in settings.items():
+            full = f"{entry['name']}_{name}" if name else entry["name"]
+            found.append({**entry, "name": full, "flags": f"{entry['flags']} {flags}".strip(), "suite": suite})
     return found
 
 
-def check(entry: dict[str, Any], suite: str) -> None:
+def check(entry: dict[str, Any], settings: Any, suite: str) -> None:
     """Raises UserError unless an entry has all of KEYS, each of the right type."""
     if {name: type(value) for name, value in entry.items()} != KEYS:
         raise UserError(f"a run of suite {suite!r} must have {', '.join(KEYS)}, and no more: {entry}")
     if {type(env_id) for env_id in entry["envs"]} != {str} or {type(seed) for seed in entry["seeds"]} != {int}:
         raise UserError(f"a run of suite {suite!r} needs names as envs and whole numbers as seeds: {entry}")
+    if not isinstance(settings, dict) or {type(flags) for flags in settings.values()} != {str}:
+        raise UserError(f"the settings of suite {suite!r} must be flags by name, not {settings}")
 
 
 def jobs_of(suites: dict[str, Any], suite: str, vmap: bool = False, steps: int | None = None) -> list[Job]:
@@ -105,8 +130,8 @@ def jobs_of(suites: dict[str, Any], suite: str, vmap: bool = False, steps: int |
         for env_id in entry["envs"]:
             for first, count in blocks:
                 own = dataclasses.replace(args, env_id=env_id, seed=first, num_seeds=count)
-                jobs.append(Job(entry["script"], entry["flags"], own))
-    twice = [prefix for prefix, count in Counter(job.prefix for job in jobs).items() if count > 1]
+                jobs.append(Job(entry["suite"], entry["script"], entry["flags"], own))
+    twice = [name for name, count in Counter(prefix(job.args) for job in jobs).items() if count > 1]
     if twice:
         raise UserError(f"suite {suite!r} names a run twice: {twice[0]}")
     return jobs
@@ -123,35 +148,3 @@ def parse(script: str, words: list[str]) -> Experiment:
             raise UserError(f"{script} does not take {shlex.join(words)!r}; see its --help") from None
         except UserError as error:
             raise UserError(f"{script} does not take {shlex.join(words)!r}: {error}") from None
-
-
-def find(job: Job, runs: Path) -> tuple[str, Path | None]:
-    """How a job stands in a folder of runs: ("finished" | "stopped" | "unfinished", run folder) or ("new", None).
-
-    Its run is known by the folder's name and by the arguments that it was made with.
-    """
-    wanted, found = arguments(job.script, dataclasses.asdict(job.args)), []
-    for path in sorted(runs.glob("*")):
-        if path.name.startswith(job.prefix):
-            folder = RunFolder(path)
-            with contextlib.suppress(UserError):  # one of an older version, or killed before it had arguments
-                stored = folder.stored_args()
-                if stored["script"] == Path(job.script).stem and arguments(job.script, stored) == wanted:
-                    found.append((folder.status(), path))
-    order = ("finished", "stopped", "unfinished")
-    return min(reversed(found), key=lambda each: order.index(each[0]), default=("new", None))
-
-
-def outlook(stands: list[tuple[Job, str, Path | None]]) -> list[str]:
-    """What lies ahead, in lines. `stands`: jobs, each with the result of `find`."""
-    count = Counter(status for _, status, _ in stands)
-    left = [job.args for job, status, _ in stands if status in ("new", "unfinished")]
-    steps = sum(args.total_timesteps * args.num_seeds for args in left)
-    lines = [
-        f"{len(left)} runs to do ({count['unfinished']} resumed), {count['finished']} already finished, "
-        f"{count['stopped']} failed before; {steps:,} environment steps"
-    ]
-    begun = [RunFolder(folder).versions()[:1] for _, _, folder in stands if folder]
-    if commits := sorted({str(first["git_commit"])[:7] for versions in begun for first in versions}):
-        lines.append(f"runs already there were begun at commit {', '.join(commits)}")
-    return lines

@@ -1,30 +1,34 @@
-"""Runs a suite of suites.toml on this machine.
+"""Runs a suite of suites.toml: on this machine, on a Slurm cluster, or on Ray.
 
-    python -m benchmarks.sweep quick                 minutes on a laptop, to see that all works
-    python -m benchmarks.sweep gym --jobs 8          another suite, eight runs side by side
-    python -m benchmarks.sweep gym --dry-run         only print the commands
+    python -m benchmarks.sweep quick                          minutes on a laptop, to see that all works
+    python -m benchmarks.sweep gym --jobs 8                   another suite, eight runs side by side
+    python -m benchmarks.sweep gym --dry-run                  only print the commands
+    python -m benchmarks.sweep gym --status                   how its runs stand
+    python -m benchmarks.sweep gym --on slurm --set partition=cpu time=240
+    python -m benchmarks.sweep gym --on ray --set num_cpus=1
 
-Finished runs are skipped, unfinished ones are resumed, the others start: after an interruption call it again. A run
-that fails does not stop the others; failures are named at the end, with exit status 1. A run that NaN or infinity
-stopped is named as well, but not repeated. What a run prints goes to RUNS/logs.
+--set adds to the table [slurm] or [ray] of the list of runs, and goes before it.
+
+Every run has a folder of its own, whose name says suite, environment, algorithm, seed and settings. Finished runs are
+skipped, unfinished ones are resumed, the others start: after an interruption call it again. A run that fails does not
+stop the others; failures are named at the end, with exit status 1. A run that NaN or infinity stopped is named as well,
+but not repeated. What a run prints goes to RUNS/logs. docs/sweeps.md has the rest.
 """
 
 import argparse
 import contextlib
-import os
+import importlib
 import shlex
 import signal
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import tomllib
 from pathlib import Path
+from typing import Any
 
-from benchmarks.suites import SUITES, Job, find, jobs_of, outlook, read_suites
+from benchmarks.standing import Stand, look, outlook, table
+from benchmarks.suites import ENGINES, SUITES, Job, jobs_of, read_suites
+from benchmarks.work import Work
 from envs import UserError
-
-ROOT = Path(__file__).resolve().parent.parent
-ENDED_BY_SIGNAL = (130, 143, -signal.SIGINT, -signal.SIGTERM)
-WHY = {0: "exit status 0, but it is not finished", 3: "a seed was stopped by NaN or infinity"}
 
 
 def say(line: str) -> None:
@@ -32,97 +36,53 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-class Local:
-    """Runs jobs as processes of this machine, each watched by a thread.
+class Report:
+    """What becomes of the runs that an engine is given; it says so as it happens.
 
     Attributes:
-      finished: the jobs that did.
-      failures: which did not, and why, a line each.
-      stop: the signal that ended it all, or None. Nothing is started after it.
+      finished: which did.
+      left: which another sweep took first.
+      failures: which did not finish, and why, a line each.
     """
 
-    def __init__(self, runs: Path, jobs: int):
-        self.runs, self.jobs = runs, jobs
-        self.finished: list[Job] = []
+    def __init__(self, todo: list[Stand], runs: Path, engine: Any):
+        self.runs, self.engine = runs, engine
+        self.jobs: dict[str, Job] = {stand.job.name: stand.job for stand in todo}
+        self.finished: list[str] = []
+        self.left: list[str] = []
         self.failures: list[str] = []
-        self.stop: int | None = None
-        self._processes: list[subprocess.Popen] = []
 
-    def run(self, todo: list[tuple[Job, Path | None]]) -> None:
-        """Runs all jobs; with each the run folder to go on in, if there is one."""
-        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        heard = [signal.SIGINT, signal.SIGTERM, *([] if nohup else [signal.SIGHUP])]
-        before = {number: signal.signal(number, self._signal) for number in heard}
-        with ThreadPoolExecutor(self.jobs) as pool:
-            list(pool.map(lambda item: self._run_one(*item), todo))
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def _run_one(self, job: Job, folder: Path | None) -> None:
-        if self.stop is not None:
-            return
-        say(f"{'resume' if folder else 'start'} {job.label}")
-        log = self.runs / "logs" / f"{job.prefix.removesuffix('__')}.log"
-        try:
-            status = self._wait(job.command(self.runs, folder), log)
-        except OSError as error:
-            self._failed(f"{job.label}: cannot start: {error}")
-            return
-        if status == 0 and find(job, self.runs)[0] == "finished":
-            self.finished.append(job)
-            say(f"finished {job.label}")
-        elif self.stop is not None and status in ENDED_BY_SIGNAL:
-            say(f"interrupted {job.label}")
+    def begin(self, work: Work) -> bool:
+        """Whether the run is still to be done."""
+        stand = look(self.jobs[work.name], self.runs)
+        if stand.to_do:
+            say(f"{'resume' if stand.folder.exists() else 'start'} {stand.job.label}")
         else:
-            self._failed(f"{job.label}: {WHY.get(status, f'exit status {status}')}, see {log}: {last_line(log)}")
+            self._left(stand)
+        return stand.to_do
 
-    def _failed(self, failure: str) -> None:
-        self.failures.append(failure)
-        say(f"failed {failure}")
+    def ended(self, work: Work) -> None:
+        stand = look(self.jobs[work.name], self.runs)
+        if stand.state == "finished":
+            self.finished.append(work.name)
+            say(f"finished {stand.job.label}")
+        elif stand.state == "running":
+            self._left(stand)
+        elif stand.state == "waiting" and self.engine.stop is not None:
+            say(f"interrupted {stand.job.label}")
+        else:
+            self.failures.append(stand.failure)
+            say(f"failed {stand.failure}")
 
-    def _wait(self, words: list[str], log: Path) -> int:
-        """Runs a script to its end. Returns its exit status."""
-        command = [sys.executable, *words]
-        with log.open("a") as file:
-            print("+", shlex.join(command), file=file, flush=True)
-            # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={"NPROC": "1", **os.environ},
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self._processes.append(process)
-        if self.stop is not None:  # it came while the process started
-            self._pass_on(process)
-        return process.wait()
+    def _left(self, stand: Stand) -> None:
+        self.left.append(stand.job.name)
+        say(f"left {stand.job.label}: {stand.state} by another sweep")
 
-    def _signal(self, number: int, frame) -> None:
-        # A run finishes its chunk, writes a checkpoint and ends. A second signal goes to it as well.
-        self.stop = number
-        for process in self._processes:
-            self._pass_on(process)
-
-    def _pass_on(self, process: subprocess.Popen) -> None:
-        # A run knows SIGINT and SIGTERM; a closed terminal (SIGHUP) ends it like the latter.
-        process.send_signal(signal.SIGINT if self.stop == signal.SIGINT else signal.SIGTERM)
-
-
-def last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    return next((line[:200] for line in reversed(lines) if line.strip()), "")
-
-
-def accelerator() -> bool:
-    """Whether jax finds a GPU or TPU, asked in a process of its own so that none of its memory is held here."""
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        return False
-    code = "import jax; print(jax.default_backend())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    return done.returncode == 0 and done.stdout.strip() not in ("", "cpu")
+    def summary(self, before: list[str]) -> str:
+        failures = before + self.failures
+        left = f", {len(self.left)} left to another sweep" if self.left else ""
+        first = f"{len(self.finished)} runs finished now, {len(failures)} failed{left}"
+        return "\n".join([first, *(f"failed: {failure}" for failure in failures)])
 
 
 class Parser(argparse.ArgumentParser):
@@ -138,42 +98,75 @@ def positive_number(text: str) -> int:
     return int(text)
 
 
-def main() -> int:
-    """Returns the exit status: 0, 1 if any run failed, 128 + its number after a signal."""
+def setting(text: str) -> tuple[str, Any]:
+    """`time=240` as a name and a value of TOML; what is none is a text."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ValueError
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except ValueError:
+        return name, value
+
+
+def parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", metavar="SUITE")
     parser.add_argument("--suites", type=Path, default=SUITES, help="a list of your own in place of suites.toml")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders")
-    parser.add_argument("--jobs", type=positive_number, default=1, help="runs side by side")
+    parser.add_argument("--on", choices=("here", *ENGINES), default="here", help="who runs it")
+    parser.add_argument("--jobs", type=positive_number, help="runs side by side; here one by default, else no limit")
+    parser.add_argument("--set", type=setting, nargs="+", action="extend", default=[], metavar="NAME=VALUE")
     parser.add_argument("--steps", type=positive_number, help="environment steps in place of the listed ones")
     parser.add_argument("--vmap", choices=("auto", "0", "1"), default="auto", help="consecutive seeds in one process")
     parser.add_argument("--dry-run", action="store_true", help="only print the commands")
-    options = parser.parse_args()
-    vmap = options.vmap == "1" or (options.vmap == "auto" and accelerator())
+    parser.add_argument("--status", action="store_true", help="only print how the runs stand")
+    return parser
+
+
+def module_of(engine: str) -> Any:
+    """benchmarks/on_ENGINE.py, imported only where it is asked for. Raises UserError."""
     try:
-        jobs = jobs_of(read_suites(options.suites), options.suite, vmap, options.steps)
-        if not options.dry_run:
-            (options.runs / "logs").mkdir(parents=True, exist_ok=True)
-    except (UserError, OSError) as error:
-        parser.error(str(error))
-    stands = [(job, *find(job, options.runs)) for job in jobs]
-    todo = [(job, folder) for job, status, folder in stands if status in ("new", "unfinished")]
-    stopped = [f"{job.label}: {WHY[3]}, see {folder}" for job, status, folder in stands if status == "stopped"]
-    if options.dry_run:
+        return importlib.import_module(f"benchmarks.on_{engine}")
+    except ModuleNotFoundError as error:
+        raise UserError(f"--on {engine} needs {error.name}: pip install '.[{engine}]'") from None
+
+
+def main() -> int:
+    """Returns the exit status: 0, 1 if any run failed, 128 + its number after a signal."""
+    options = parser().parse_args()
+    runs = options.runs.resolve()
+    try:
+        suites, settings = read_suites(options.suites)
+        module = module_of(options.on)
+        engine = module.Engine(options.jobs, {**settings.get(options.on, {}), **dict(options.set)})
+        vmap = options.vmap == "1" or (options.vmap == "auto" and engine.has_gpu())
+        stands = [look(job, runs) for job in jobs_of(suites, options.suite, vmap, options.steps)]
+        if not options.dry_run and not options.status:
+            (runs / "logs").mkdir(parents=True, exist_ok=True)
+    except (UserError, OSError, ValueError) as error:
+        parser().error(str(error))
+    stopped = [stand.failure for stand in stands if stand.state == "stopped"]
+    todo = [stand for stand in stands if stand.to_do]
+    if options.dry_run or options.status:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
-        print("\n".join(f"# {line}" for line in (*outlook(stands), *stopped)))
-        print("\n".join(shlex.join([sys.executable, *job.command(options.runs, folder)]) for job, folder in todo))
+        if options.status:
+            print(table(stands))
+        else:
+            print("\n".join(f"# {line}" for line in (*outlook(stands), *stopped)))
+            print("\n".join(shlex.join([sys.executable, *stand.work.words]) for stand in todo))
         return 0
     say("\n".join(outlook(stands)))
-    engine = Local(options.runs, options.jobs)
-    engine.run(todo)
-    failures = stopped + engine.failures
-    summary = f"{len(engine.finished)} runs finished now, {len(failures)} failed"
-    say("\n".join([summary, *(f"failed: {failure}" for failure in failures)]))
+    report = Report(todo, runs, engine)
+    try:
+        engine.run([stand.work for stand in todo], report.begin, report.ended)
+    except ValueError as error:
+        parser().error(str(error).replace("\n", " "))
+    say(report.summary(stopped))
     if engine.stop is not None:
-        say("interrupted; the same command goes on from here")
+        say(f"interrupted; {module.LEFT}")
         return 128 + engine.stop
-    return 1 if failures else 0
+    return 1 if stopped or report.failures else 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,7 +30,16 @@ def run(Args: type[Experiment], train: Callable[[Any], None]) -> None:
     with one_line_errors():
         args = parse(Args, sys.argv[1:])
         check_jax()
+        if args.resume is not None and resumed(sys.argv[1:]) is None:
+            leave_if_over(RunFolder(args.resume), args)
         train(args)
+
+
+def leave_if_over(folder: RunFolder, args: Experiment) -> None:
+    """Ends the process where the run that --run-name found is over: its command may be given again at any time."""
+    if folder.summary().get("total_timesteps") == args.total_timesteps and folder.status() != "unfinished":
+        say(f"{str(folder.path)!r} has {folder.status()}")
+        sys.exit(3 if folder.status() == "stopped" else 0)
 
 
 def check_jax() -> None:
@@ -64,15 +74,33 @@ class one_line_errors:
 def parse(Args: type[Experiment], words: list[str]) -> Experiment:
     """The arguments of a command line. With --resume those stored in the run's folder, changed as far as they may be.
 
-    Raises UserError.
+    With --run-name, where there is such a run, `resume` is its folder. Raises UserError.
     """
     description = sys.modules[Args.__module__].__doc__
     words = as_tyro_has_them(Args, words)
     run = resumed(words)
     if run is None:
-        return say_rounding(tyro.cli(Args, description=description, args=words), words, Args)
+        args = say_rounding(tyro.cli(Args, description=description, args=words), words, Args)
+        return args if args.run_name is None else named(args)
     stored = dataclasses.replace(RunFolder(run).arguments(Args), resume=run)
     args = tyro.cli(Args, description=description, default=stored, args=words)
+    check_unchanged(stored, args, run)
+    return dataclasses.replace(say_rounding(args, words, stored), env_kwargs=stored.env_kwargs)
+
+
+def named(args: Experiment) -> Experiment:
+    """The arguments, with `resume` where there is a run called `run_name`. Raises UserError: it has others."""
+    path = Path(args.runs_folder) / args.run_name
+    if not (path / "args.json").exists():
+        return args
+    place = {"runs_folder": args.runs_folder, "run_name": args.run_name}
+    stored = dataclasses.replace(RunFolder(path).arguments(type(args)), **place)
+    check_unchanged(stored, args, str(path))
+    return dataclasses.replace(args, resume=str(path), env_kwargs=stored.env_kwargs)
+
+
+def check_unchanged(stored: Experiment, args: Experiment, run: str) -> None:
+    """Raises UserError where an argument differs from that of the run's folder and may not."""
     reasons = stored.fixed_on_resume()
     for field in dataclasses.fields(args):
         old, new = getattr(stored, field.name), getattr(args, field.name)
@@ -81,7 +109,6 @@ def parse(Args: type[Experiment], words: list[str]) -> Experiment:
         if old != new and (not rules(field).get("may_change") or field.name in reasons):
             because = f" ({reasons[field.name]})" if field.name in reasons else ""
             raise UserError(f"{flag(field.name)} {new} conflicts with {run!r}, which was begun with {old}{because}")
-    return dataclasses.replace(say_rounding(args, words, stored), env_kwargs=stored.env_kwargs)
 
 
 def as_tyro_has_them(Args: type[Experiment], words: list[str]) -> list[str]:

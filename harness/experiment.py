@@ -5,6 +5,7 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from envs import UserError
@@ -58,6 +59,8 @@ class Experiment:
     """where the run's folder is made"""
     exp_name: str = option("experiment", computes=False)
     """name of this experiment, part of the folder's name"""
+    run_name: str | None = option(None, computes=False)
+    """name of the run's folder in place of one with the time; the run that is there already goes on"""
     checkpoint_frequency: int = option(50_000, at_least=0, may_change=True, computes=False)
     """environment steps between checkpoints; 0: only at the end"""
     resume: str | None = option(None, may_change=True, computes=False)
@@ -72,6 +75,11 @@ class Experiment:
             if least is not None and value < least:
                 what = {0: "must not be negative", 1: "must be positive"}.get(least, f"must be at least {least}")
                 raise UserError(f"{flag(field.name)} {what}, not {value}")
+        name = self.run_name
+        self.check(
+            name is None or (name not in ("", "..") and Path(name).name == name),
+            f"--run-name {name!r} is not the name of a folder",
+        )
         self.check(self.seed + self.num_seeds < 2**31, "--seed must be below 2^31")
         self.positive("log_frequency")
         self.check(

@@ -1,6 +1,6 @@
 """The run folder: its name, its lock, its small files. Whoever reads a run folder does it through here.
 
-runs/{env_id}__{exp_name}__{seed}__{time}/
+runs/{env_id}__{exp_name}__{seed}__{time}/, or runs/{run_name}/
   args.json       every argument; `script` names the algorithm's file, `layout` the form of this folder
   versions.json   git commit, versions of the libraries, device; `resumed`: later starts with others, each with its step
   scalars.csv     global_step,wall_time,seed,tag,value: everything that TensorBoard shows, flushed at every log
@@ -73,6 +73,7 @@ class RunFolder:
         if script != (own := script_of(Args)):
             raise UserError(f"{str(self.path)!r} was made by {script}.py, not by {own}.py: use that script")
         del stored["layout"]
+        stored.setdefault("run_name", None)  # runs from before there was this argument
         if stored.keys() != fields:
             missing = ", ".join(sorted(stored.keys() ^ fields))
             raise UserError(
@@ -111,9 +112,13 @@ class RunFolder:
             return "unfinished"
         return "stopped" if summary.get("stopped") else "finished"
 
-    def scalars(self) -> list[tuple[int, float, int, str, float]]:
-        """The rows (global_step, wall_time, seed, tag, value) of scalars.csv; without a line torn by a kill."""
-        with (self.path / "scalars.csv").open() as file:
+    def scalars(self, last_bytes: int | None = None) -> list[tuple[int, float, int, str, float]]:
+        """The rows (global_step, wall_time, seed, tag, value) of scalars.csv, or of its end; without those torn."""
+        path = self.path / "scalars.csv"
+        if not path.exists():  # killed before the first
+            return []
+        with path.open() as file:
+            file.seek(max(path.stat().st_size - last_bytes, 0) if last_bytes else 0)
             rows = [row for row in csv.reader(file) if len(row) == 5][1:]
         return [(int(step), float(clock), int(seed), tag, float(value)) for step, clock, seed, tag, value in rows]
 
@@ -121,9 +126,12 @@ class RunFolder:
 
     @classmethod
     def create(cls, args: Experiment) -> "RunFolder":
-        """A new folder in `args.runs_folder`. Raises UserError."""
+        """A new folder in `args.runs_folder`; one called `args.run_name` may be there already. Raises UserError."""
         parent, name = Path(args.runs_folder), prefix(args) + datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         try:
+            if args.run_name is not None:
+                (parent / args.run_name).mkdir(parents=True, exist_ok=True)
+                return cls(parent / args.run_name)
             for suffix in ("", *(f"-{i}" for i in range(2, 100))):
                 try:
                     (parent / (name + suffix)).mkdir(parents=True)

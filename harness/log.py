@@ -5,6 +5,7 @@ import errno
 import hashlib
 import importlib.util
 import os
+import secrets
 import shutil
 import time
 from pathlib import Path
@@ -122,7 +123,12 @@ def _cut(path: Path, size: int | None, step: int) -> None:
 
 def start_wandb(args: Experiment, folder: Path) -> Any:
     """A Weights & Biases run named as the folder. Raises UserError: nothing was trained in the folder then."""
-    name = folder.resolve().name
+    name = identity = folder.resolve().name
+    if args.run_name is not None:  # of which there may be several, one after the other or in several folders
+        token = folder / "wandb_token"
+        if not token.exists():
+            token.write_text(secrets.token_hex(8))
+        identity += token.read_text()
     try:
         import wandb
 
@@ -130,7 +136,7 @@ def start_wandb(args: Experiment, folder: Path) -> Any:
             project=args.wandb_project_name,
             entity=args.wandb_entity,
             name=name,
-            id=hashlib.sha256(name.encode()).hexdigest()[:16],
+            id=hashlib.sha256(identity.encode()).hexdigest()[:16],
             resume="allow",
             config=dataclasses.asdict(args),
             dir=folder,

@@ -48,7 +48,7 @@ class Run:
         keep_compiled(env)
         self.args, self.env, self.step, self.record = args, env, 0, Record()
         self.folder = RunFolder.create(args) if args.resume is None else RunFolder(args.resume)
-        self._lock = lock(self.folder.path)
+        self._lock = lock(self.folder.path, new=args.resume is None)
         self._begin = time.time()
         self._versions = provenance.versions()
         self._wandb = start_wandb(args, self.folder.path) if args.track else None

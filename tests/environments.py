@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 
 import gymnasium as gym
 import numpy as np
@@ -22,6 +23,14 @@ class Counting(PendulumEnv):
             name, _, count = word.partition("@")
             if self.count == int(count):
                 os.kill(os.getpid(), getattr(signal, name))
+        return super().step(action)
+
+
+class Slow(PendulumEnv):
+    """Pendulum whose step takes SECONDS_PER_STEP, so that a run is in the middle for a while on any machine."""
+
+    def step(self, action):
+        time.sleep(float(os.environ.get("SECONDS_PER_STEP", "0")))
         return super().step(action)
 
 
@@ -172,7 +181,7 @@ class Wrong(PendulumEnv):
         return obs, np.array([reward]) if self.how == "array" else reward, terminated, truncated, info
 
 
-for cls in (Counting, NotANumber, Hidden, Dice, Tree, CInt, Parts, Axes, Wrong):
+for cls in (Counting, Slow, NotANumber, Hidden, Dice, Tree, CInt, Parts, Axes, Wrong):
     gym.register(f"{cls.__name__}-v0", entry_point=cls, max_episode_steps=200)
 gym.register("Countdown-v0", entry_point=Countdown)
 gym.register("Levels-v0", entry_point=Levels)

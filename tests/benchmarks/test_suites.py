@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import export, suites
 
-ALL = suites.read_suites()
+ALL, _ = suites.read_suites()
 SCRIPTS = {f"{name}_jax.py" for name in ("sac", "diffsac", "diffwpo", "crossq", "diffcrossq", "ppo", "diffppo")}
 
 
@@ -22,7 +22,7 @@ def test_every_listed_run_has_valid_arguments(suite):
     assert jobs
     for job in {(job.script, job.flags): job for job in jobs}.values():
         script, *words = job.command("runs")
-        assert suites.parse(script, words) == dataclasses.replace(job.args, runs_folder="runs")
+        assert suites.parse(script, words) == dataclasses.replace(job.args, runs_folder="runs", run_name=job.name)
 
 
 def test_suites_hold_what_they_promise():
@@ -34,14 +34,35 @@ def test_suites_hold_what_they_promise():
     assert {job.args.total_timesteps for job in suites.jobs_of(ALL, "gym")} == {1_000_000}
     full = runs("full")
     assert runs("gym") < full and runs("turning") < full
+    ablations = runs("ablations")
+    assert full == runs("gym") | runs("turning") | ablations
     for prefix in ("diffsac", "diffppo"):
-        assert {(f"{prefix}_k{k}", "Hopper-v4", 1) for k in (1, 2, 4, 8, 16)} <= full
+        assert {(f"{prefix}_k{k}", "Hopper-v4", 1) for k in (1, 2, 4, 8, 16)} <= ablations
+        assert {
+            job.args.num_denoising_steps for job in suites.jobs_of(ALL, "ablations") if f"{prefix}_k16" in job.name
+        } == {16}
+
+
+def test_a_name_is_of_one_run():
+    """In no two suites, and for no other settings: what one suite has done is not taken for another's."""
+    named = {}
+    for suite in ALL:
+        for job in suites.jobs_of(ALL, suite):
+            assert named.setdefault(job.name, job) == job
+    (job,) = {job for job in named.values() if job.label == "sac_jax Hopper-v4 seed 1" and job.suite == "gym"}
+    assert job.name.startswith("Hopper-v4__sac_jax__1__gym-") and "/" not in job.name
+    others = {"total_timesteps": 5000, "q_lr": 0.5, "eval_frequency": 20_000, "seed": 2, "num_seeds": 2}
+    names = {dataclasses.replace(job, args=dataclasses.replace(job.args, **{k: v})).name for k, v in others.items()}
+    names |= {dataclasses.replace(job, suite="mine").name, dataclasses.replace(job, script="crossq_jax.py").name}
+    assert len(names - {job.name}) == len(others) + 2
+    for same in ({"runs_folder": "elsewhere"}, {"checkpoint_frequency": 1}, {"track": True}):
+        assert dataclasses.replace(job, args=dataclasses.replace(job.args, **same)).name == job.name
 
 
 def test_consecutive_seeds_are_one_process():
     jobs = suites.jobs_of(ALL, "gym", vmap=True)
     assert len(jobs) == 35 and {job.seeds for job in jobs} == {"1-5"}
-    assert jobs[0].prefix == "Hopper-v4__sac_jax__1-5__"
+    assert jobs[0].name.startswith("Hopper-v4__sac_jax__1-5__gym-")
     assert "--seed 1 --num-seeds 5 --total-timesteps" in shlex.join(jobs[0].command("runs"))
     entry = {"name": "a", "script": "sac_jax.py", "envs": ["Hopper-v4"], "seeds": [1, 3], "steps": 10_000}
     assert [job.seeds for job in suites.jobs_of({"mine": {"runs": [entry]}}, "mine", vmap=True)] == ["1", "3"]

@@ -1,4 +1,7 @@
-"""The sweep: skipping, resuming, failures, interruption. Where training adds nothing, stand_in.py takes its place."""
+"""The sweep on this machine: skipping, resuming, failures, interruption, two at a time.
+
+Where training adds nothing, stand_in.py takes its place. The other engines: test_on_slurm.py, test_on_ray.py.
+"""
 
 import json
 import os
@@ -12,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import export, pages, suites, sweep
+from benchmarks import export, on_here, pages, suites, sweep
+from benchmarks.work import ROOT
 from harness import RunFolder
 from harness.folder import LAYOUT
 
-ROOT = sweep.ROOT
 RUN_ALL = ROOT / "benchmarks" / "run_all.sh"
 TIMEOUT = 600  # seconds; far above what anything here takes, so that a loaded machine fails nothing
 SCRIPT = str(Path(__file__).with_name("stand_in.py"))
@@ -24,7 +27,10 @@ SCRIPT = str(Path(__file__).with_name("stand_in.py"))
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch):
-    """The tests' own settings only, and the stand-in where it can be imported, here and in a process."""
+    """The tests' own settings only, the stand-in where it can be imported, here and in a process; no other engine."""
+    for name in ("submitit", "ray"):
+        monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.delitem(sys.modules, f"benchmarks.on_{'slurm' if name == 'submitit' else name}", raising=False)
     for name in ("SUITE", "JOBS", "RUNS", "PYTHON", "STEPS", "DRY_RUN", "NPROC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RUN_FOLDER_LAYOUT", str(LAYOUT))
@@ -38,7 +44,13 @@ def entry(name="a", **more):
 
 def toml(*entries):
     """A file of suites with these runs as the suite `mine`."""
-    lines = ["{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in one.items()) + " }" for one in entries]
+
+    def written(value):
+        if isinstance(value, dict):
+            return "{ " + ", ".join(f"{key} = {written(inner)}" for key, inner in value.items()) + " }"
+        return json.dumps(value)
+
+    lines = [written(one) for one in entries]
     return f"[mine]\nruns = [\n{', '.join(lines)}\n]\n"
 
 
@@ -77,10 +89,17 @@ def call(tmp_path, monkeypatch, capsys):
         ([entry(script="json.py")], [], "no script 'json'"),
         ([entry(flags="--q-lr 1")], [], "stand_in.py does not take '--q-lr 1"),
         ([entry(flags="--eval-episodes x")], [], "stand_in.py does not take"),
+        ([entry(settings=["--eval-episodes 1"])], [], "must be flags by name"),
+        ([entry(settings={"k1": 1})], [], "must be flags by name"),
         ([entry(flags="--eval-episodes 0")], [], "--eval-episodes must be positive"),
         ([entry()], ["--steps", "many"], "argument --steps"),
         ([entry()], ["--jobs", "0"], "argument --jobs"),
         ([entry()], ["--no-such-option"], "unrecognized arguments"),
+        ([entry()], ["--on", "nowhere"], "argument --on"),
+        ([entry()], ["--on", "slurm"], "--on slurm needs submitit: pip install '.[slurm]'"),
+        ([entry()], ["--on", "ray"], "--on ray needs ray: pip install '.[ray]'"),
+        ([entry()], ["--set", "time"], "argument --set"),
+        ([entry()], ["--set", "time=5"], "it has no settings: time"),
     ],
 )
 def test_bad_lists_and_settings_are_one_line(call, tmp_path, entries, words, message):
@@ -91,7 +110,7 @@ def test_bad_lists_and_settings_are_one_line(call, tmp_path, entries, words, mes
 
 def test_bad_files_and_suites_are_one_line(call, tmp_path):
     assert "no suite 'nothing'; there are mine" in call(suite="nothing", entries=[entry()], status=2).err
-    for content in (None, "[mine"):
+    for content in (None, "[mine", "mine = 3", "slurm = 3"):
         path = tmp_path / "other.toml"
         path.write_text(content) if content else None
         printed = call("--suites", str(path), status=2)
@@ -101,7 +120,7 @@ def test_bad_files_and_suites_are_one_line(call, tmp_path):
 
 
 def test_seeds_are_one_process_on_a_gpu(call, monkeypatch):
-    monkeypatch.setattr(sweep, "accelerator", lambda: True)
+    monkeypatch.setattr(on_here, "accelerator", lambda: True)
     both = [entry(seeds=[1, 2])]
     assert "--seed 1 --num-seeds 2" in call("--dry-run", entries=both).out
     assert "--num-seeds" not in call("--dry-run", "--vmap", "0", entries=both).out
@@ -117,10 +136,12 @@ def test_run_all_passes_its_variables_on(tmp_path):
     first, *commands = done.stdout.splitlines()
     assert first == "# 7 runs to do (0 resumed), 0 already finished, 0 failed before; 56,000 environment steps"
     assert len(commands) == 7 and not runs.exists()
-    assert commands[0].endswith(
-        f"sac_jax.py --env-id Pendulum-v1 --seed 1 --total-timesteps 8000 --exp-name quick_sac --runs-folder {runs} "
-        "--eval-frequency 2000 --learning-starts 1000 --hidden-dim 64"
+    before, name, after = commands[0].partition("Pendulum-v1__quick_sac__1__quick-")
+    assert before.endswith(
+        "sac_jax.py --env-id Pendulum-v1 --seed 1 --total-timesteps 8000 --exp-name quick_sac "
+        f"--runs-folder {runs} --run-name "
     )
+    assert name and after[8:] == " --eval-frequency 2000 --learning-starts 1000 --hidden-dim 64"
     assert os.access(RUN_ALL, os.X_OK)
 
 
@@ -151,40 +172,87 @@ def test_a_failure_does_not_stop_the_others(call, tmp_path):
     assert "# nan Hopper-v4 seed 1: a seed was stopped" in call("--dry-run", entries=entries).out
 
 
-def test_other_arguments_are_another_run(call, tmp_path):
-    """A finished run counts only for the arguments and the steps that it was made with."""
+def test_other_settings_are_another_run(call, tmp_path):
+    """A run is known by the name of its folder, which says what it was made with."""
     call(entries=[entry()])
     (folder,) = (tmp_path / "runs").glob("*__a__*")
+    assert folder.name.startswith("Hopper-v4__a__1__mine-")
     assert json.loads((folder / "versions.json").read_text())["threads"] == "1"
-    assert "running" in (tmp_path / "runs" / "logs" / "Hopper-v4__a__1.log").read_text()
+    log = (tmp_path / "runs" / "logs" / f"{folder.name}.log").read_text().splitlines()
+    assert log[0].startswith("+ ") and log[1].startswith("running") and log[2] == "+ exit status 0"
     out = call(entries=[entry()]).out
     assert "0 runs to do (0 resumed), 1 already" in out and "already there were begun at commit 0123456" in out
     for other in (entry(steps=2000), entry(flags="--behaviour slow"), entry(seeds=[11])):
         assert "1 runs to do (0 resumed), 0 already" in call("--dry-run", entries=[other]).out
     # Arguments that only say how a run is logged do not make it another one.
     assert "0 runs to do" in call("--dry-run", entries=[entry(flags="--checkpoint-frequency 500")]).out
-    # A folder of another version is none of ours.
-    stored = json.loads((folder / "args.json").read_text())
-    (folder / "args.json").write_text(json.dumps(stored | {"layout": LAYOUT - 1}))
-    assert "1 runs to do (0 resumed), 0 already" in call("--dry-run", entries=[entry()]).out
 
 
-def test_a_finished_run_counts_beside_unfinished_ones(tmp_path):
-    (job,) = suites.jobs_of(tomllib.loads(toml(entry())), "mine")
-    assert suites.find(job, tmp_path / "none") == ("new", None)
-    folders = [tmp_path / f"{job.prefix}{i}" for i in range(4)]
-    stored = {"layout": LAYOUT, "script": "stand_in", "total_timesteps": 1000}
-    finished = {"total_timesteps": 1000}
-    for folder, summary in zip(folders, (None, finished, {"interrupted_by": "SIGTERM"}, None), strict=True):
-        folder.mkdir()
-        (folder / "args.json").write_text(json.dumps(stored))
-        if summary:
-            (folder / "summary.json").write_text(json.dumps(summary))
-    assert suites.find(job, tmp_path) == ("finished", folders[1])
-    (folders[1] / "summary.json").write_text(json.dumps(finished | {"stopped": {"1": {}}}))
-    assert suites.find(job, tmp_path) == ("stopped", folders[1])
-    (folders[1] / "args.json").unlink()
-    assert suites.find(job, tmp_path) == ("unfinished", folders[3]), "the newest is resumed"
+def test_settings_are_multiplied(call):
+    """Algorithms x settings x environments x seeds."""
+    many = entry(envs=["Hopper-v4", "Walker2d-v4"], seeds=[1, 2], settings={"x": "", "y": "--behaviour half"})
+    commands = call("--dry-run", entries=[many, entry("b")]).out.splitlines()[1:]
+    names = [command.split("--exp-name ")[1].split()[0] for command in commands]
+    assert names == ["a_x"] * 4 + ["a_y"] * 4 + ["b"]
+    assert ["--behaviour half" in command for command in commands] == [False] * 4 + [True] * 4 + [False]
+
+
+def test_two_sweeps_share_a_folder(call, tmp_path):
+    """What one of them runs the other leaves to it; the table shows how all of it stands."""
+    entries = [entry("stay", flags="--behaviour stay"), entry("done"), entry("bad", flags="--behaviour fail")]
+    (tmp_path / "first.toml").write_text(toml(entries[0], entry("late", flags="--behaviour stay")))
+    first = [sys.executable, "-m", "benchmarks.sweep", "mine", "--suites", tmp_path / "first.toml", "--vmap", "0"]
+    process = subprocess.Popen(
+        [*first, "--runs", tmp_path / "runs"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        wait_for(lambda: list((tmp_path / "runs").glob("*__stay__*/stays")))
+        out = call(entries=entries, status=1).out
+        assert "2 runs to do" in out and "stay Hopper-v4 seed 1: another sweep is running it" in out
+        assert "1 runs finished now, 1 failed" in out
+        rows = call("--status", entries=[*entries, entry("new")]).out.splitlines()
+        assert rows[0].split() == ["run", "state", "step", "of", "steps/s"]
+        assert [row.split()[4:8] for row in rows[1:3]] == [
+            ["running", "100", "1,000", "250"],
+            ["finished", "1,000", "1,000"],
+        ]
+        assert rows[3].split()[4:7] == ["failed", "100", "1,000"] and "exit status 1" in rows[3]
+        assert rows[3].endswith(": error: the reason of the failure")
+        assert rows[4].split()[4:] == ["waiting", "0", "1,000"]
+        assert rows[5] == "4 runs: 1 waiting, 1 running, 1 finished, 1 failed"
+        # The first sweep comes to `late` while another process is at it, of which it knew nothing when it began.
+        (job,) = suites.jobs_of(tomllib.loads(toml(entry("late", flags="--behaviour stay"))), "mine")
+        late = subprocess.Popen([sys.executable, *job.command(tmp_path / "runs")], env={**os.environ, "NPROC": "1"})
+        wait_for(lambda: list((tmp_path / "runs").glob("*__late__*/stays")))
+        next((tmp_path / "runs").glob("*__stay__*/stays")).with_name("go").touch()
+        out, _ = process.communicate(timeout=TIMEOUT)
+        assert "left late Hopper-v4 seed 1: running by another sweep" in out
+        assert out.endswith("1 runs finished now, 0 failed, 1 left to another sweep\n") and process.returncode == 0
+        next((tmp_path / "runs").glob("*__late__*/stays")).with_name("go").touch()
+        assert late.wait(timeout=TIMEOUT) == 0
+    finally:
+        process.kill()
+    assert {path.read_text() for path in (tmp_path / "runs").glob("*/starts")} == {"start\n"}
+
+
+def test_a_run_that_is_refused_is_left_to_the_other(call, tmp_path, monkeypatch):
+    """Two sweeps looked at the same moment: the run folder's lock lets one of them have the run."""
+    monkeypatch.setattr(sweep.Report, "begin", lambda self, work: True)
+    (job,) = suites.jobs_of(tomllib.loads(toml(entry(flags="--behaviour stay"))), "mine")
+    other = []
+
+    def outlook(stands):
+        words = [sys.executable, *job.command(tmp_path / "runs")]
+        other.append(subprocess.Popen(words, env={**os.environ, "NPROC": "1"}))
+        wait_for(lambda: list((tmp_path / "runs").glob("*/stays")))
+        return []
+
+    monkeypatch.setattr(sweep, "outlook", outlook)
+    out = call(entries=[entry(flags="--behaviour stay")]).out
+    assert out.endswith("0 runs finished now, 0 failed, 1 left to another sweep\n")
+    next((tmp_path / "runs").glob("*/stays")).with_name("go").touch()
+    assert other[0].wait(timeout=TIMEOUT) == 0
+    assert [path.read_text() for path in (tmp_path / "runs").glob("*/starts")] == ["start\n"]
 
 
 INTERRUPTED = [entry("a", flags="--behaviour wait", seeds=[1, 2, 3]), entry("b")]
@@ -203,12 +271,13 @@ def two_wait(runs):
 
 def assert_resumed(call, runs):
     """The call after an interruption of INTERRUPTED with two jobs."""
-    out = call("--dry-run", entries=INTERRUPTED).out
-    assert out.startswith("# 4 runs to do (2 resumed)") and out.count("--resume") == 2
+    assert call("--dry-run", entries=INTERRUPTED).out.startswith("# 4 runs to do (2 resumed)")
+    rows = call("--status", entries=INTERRUPTED).out.splitlines()
+    assert [row.split()[4:6] for row in rows[1:5]] == [["waiting", "100"]] * 2 + [["waiting", "0"]] * 2
     # The third run of `a` starts anew and would wait: it is taken off the list.
     out = call("--jobs", "2", entries=[INTERRUPTED[0] | {"seeds": [1, 2]}, INTERRUPTED[1]]).out
     assert out.count("resume a Hopper-v4") == 2 and "3 runs finished now, 0 failed" in out
-    assert len(list(runs.glob("Hopper-v4__a__*"))) == 2
+    assert [path.read_text() for path in runs.glob("Hopper-v4__a__*/starts")] == ["start\nstart\n"] * 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
@@ -281,17 +350,17 @@ def test_runs_results_and_tables_end_to_end(call, tmp_path, monkeypatch, capsys)
     # What it lists as the results is the run again.
     again = tomllib.loads(f"[mine]\nruns = [\n{' '.join(export.suite_entries(results))}\n]\n")
     (job,) = suites.jobs_of(again, "mine")
-    assert suites.find(job, tmp_path / "runs") == ("finished", run)
+    assert job.name == run.name
 
 
 @pytest.mark.slow
 def test_quick_suite_end_to_end(tmp_path):
     """All scripts as the quick suite runs them, with fewer steps."""
-    variables = {"STEPS": "8000", "RUNS": str(tmp_path / "runs"), "PYTHON": sys.executable, "JOBS": "2"}
+    variables = {"STEPS": "2000", "RUNS": str(tmp_path / "runs"), "PYTHON": sys.executable, "JOBS": "2"}
     done = subprocess.run(
         [str(RUN_ALL)], env=os.environ | variables, capture_output=True, text=True, timeout=3 * TIMEOUT
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 runs finished now, 0 failed" in done.stdout
+    assert "7 runs finished now, 0 failed" in done.stdout
     for folder in (tmp_path / "runs").glob("*__quick_*"):
         assert export.read_run(folder, allow_dirty=True)

@@ -1,7 +1,10 @@
 """The run folder: names, what is read from it, and what of it is broken or missing."""
 
+import fcntl
 import json
+import os
 import re
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +13,7 @@ import sac_jax
 from envs import UserError
 from harness import Experiment, RunFolder
 from harness.folder import LAYOUT, RunFolderError, script_of
+from harness.lock import held, lock
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,34 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
             RunFolder.create(make(parent))
 
 
+def test_a_name_of_ones_own(tmp_path):
+    """May be there already: killed before it had arguments, or by another process at this moment."""
+    for _ in range(2):
+        assert RunFolder.create(make(tmp_path / "new", run_name="mine")).path == tmp_path / "new" / "mine"
+    for name in ("", ".", "..", "a/b", "/", "a/"):
+        with pytest.raises(UserError, match="is not the name of a folder"):
+            make(tmp_path, run_name=name)
+
+
+def test_who_holds_the_lock(folder):
+    """A second process is refused, also where both found no run; a look at the lock refuses nobody."""
+    assert not held(folder.path) and not held(folder.path / "nowhere")
+    with pytest.raises(UserError, match="another process has just begun a run in"):
+        lock(folder.path, new=True)
+    assert not held(folder.path)
+    file = lock(folder.path)
+    assert held(folder.path)
+    with pytest.raises(UserError, match=rf"is in use by process {os.getpid()} on "):
+        lock(folder.path)
+    os.close(file)
+    with (folder.path / "lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        release = threading.Timer(0.2, fcntl.flock, (looking, fcntl.LOCK_UN))
+        release.start()
+        os.close(lock(folder.path))
+        release.join()
+
+
 def test_arguments_come_back(folder, tmp_path):
     stored = folder.stored_args()
     assert stored["script"] == "test_folder" == script_of(Args) and stored["layout"] == LAYOUT
@@ -80,6 +112,8 @@ def change_args(folder, **more):
 def test_what_is_not_a_scripts_run_is_one_line(folder, tmp_path):
     with pytest.raises(UserError, match=r"was made by test_folder\.py, not by sac_jax\.py: use that script"):
         folder.arguments(sac_jax.Args)
+    change_args(folder, run_name="gone")
+    assert folder.arguments(Args).run_name is None, "of before there was this argument"
     change_args(folder, width="gone", new=1)
     with pytest.raises(UserError, match=r"another version of test_folder\.py, which differs in new, width"):
         folder.arguments(Args)
@@ -129,11 +163,15 @@ def test_status(folder):
 def test_scalars(folder):
     """What a kill left of the last row is no row."""
     path = folder.path / "scalars.csv"
+    assert folder.scalars() == []
     header, row = "global_step,wall_time,seed,tag,value\n", "50,1.5,2,losses/a,-0.25\n"
     path.write_text(header)
     assert folder.scalars() == []
     path.write_text(header + row + row.replace("-0.25", "inf") + "100,1.6,2,loss")
     assert folder.scalars() == [(50, 1.5, 2, "losses/a", -0.25), (50, 1.5, 2, "losses/a", float("inf"))]
+    path.write_text(header + row * 100)
+    assert folder.scalars(len(row) * 10) == folder.scalars()[:9], "the first may be torn"
+    assert folder.scalars(10**6) == folder.scalars() != []
 
 
 def test_json_has_no_nan(folder):

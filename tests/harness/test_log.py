@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from envs import Episode
 from harness import Experiment, RunFolder
-from harness.log import HEADER, Log
+from harness.log import HEADER, Log, start_wandb
 from tests.running import enter
 
 TINY = "tests/harness/tiny_jax.py"
@@ -247,6 +247,17 @@ def test_a_single_seed_has_no_prefix_and_a_resumed_run_keeps_its_name(wandb):
     enter(TINY, {"resume": folder, "total-timesteps": 300}, LOGIN=str(log))
     again = json.loads(log.read_text().splitlines()[1 + len(lines)])
     assert [json.loads(first)[name] for name in ("name", "id")] == [again["name"], again["id"]]
+
+
+def test_runs_of_one_name_are_not_one_run_there(wandb, monkeypatch):
+    log, runs = wandb
+    monkeypatch.setenv("LOGIN", str(log))
+    ids = []
+    for place in ("here", "here", "there"):
+        (runs / place / "mine").mkdir(parents=True, exist_ok=True)
+        start_wandb(Args(run_name="mine", track=True), runs / place / "mine").file.close()
+        ids.append(json.loads(log.read_text().splitlines()[-1])["id"])
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_track_without_the_package_is_one_line(tmp_path, monkeypatch):

@@ -154,6 +154,32 @@ def assert_what_no_resume_may_touch(script, whole):
     (whole / "args.json").write_text(json.dumps(args))
 
 
+def test_a_name_is_a_run_that_goes_on(tmp_path):
+    """The same command begins the run, goes on after an interruption, and leaves it alone once it is over."""
+    settings = {**SETTINGS[TINY], "total-timesteps": 200, "runs-folder": tmp_path / "named", "run-name": "mine"}
+    enter(TINY, settings, status=143, TEST_SIGNALS="SIGTERM@130")
+    assert "resumed at step 150" in enter(TINY, settings).stdout
+    (named,) = (tmp_path / "named").iterdir()
+    assert named.name == "mine" and RunFolder(named).status() == "finished"
+
+    before = {path: path.read_bytes() for path in named.rglob("*") if path.is_file()}
+    moved = {**settings, "runs-folder": f"{tmp_path}/named/../named"}
+    assert "has finished" in enter(TINY, moved).stdout
+    for other in ({"learning-rate": 0.5}, {"seed": 2}, {"exp-name": "other"}):
+        done = enter(TINY, {**settings, **other}, status=2)
+        assert f"conflicts with '{named}'" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert {path: path.read_bytes() for path in named.rglob("*") if path.is_file()} == before
+    RunFolder(named).write_json("summary.json", {**RunFolder(named).summary(), "stopped": {"1": {}}})
+    assert "has stopped" in enter(TINY, settings, status=3).stdout
+
+    # One that was killed between its arguments and its first row.
+    for path in named.iterdir():
+        if path.name != "args.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert "no checkpoint yet: starts from the beginning" in enter(TINY, settings).stdout
+    assert RunFolder(named).status() == "finished"
+
+
 def assert_other_versions_are_noted(script, folder):
     """A run that other code goes on with says from which step on; the same code again adds nothing."""
     versions = json.loads((folder / "versions.json").read_text())
