@@ -237,9 +237,10 @@ def log_lik_bounds(
     tight where the policy is much narrower than the prior.
     """
 
-    others = sample_chain(key, drift_fn, schedule, (num_others, *chain.prior_log_prob.shape))
+    drifts = jax.vmap(drift_fn, in_axes=(0, None))  # of several chains at the same observations
+    others = sample_chain(key, drifts, schedule, (num_others, *chain.prior_log_prob.shape))
     latents = jnp.concatenate([chain.latents[1:2], others.latents[1]])  # a^1 of all M + 1
-    log_densities = gaussian_log_prob(chain.latents[0], *denoising_mean_std(schedule, drift_fn(latents, 1), latents, 1))
+    log_densities = gaussian_log_prob(chain.latents[0], *denoising_mean_std(schedule, drifts(latents, 1), latents, 1))
     own, others = log_densities[0], jax.nn.logsumexp(log_densities[1:], axis=0)
     return jnp.logaddexp(own, others) - math.log(num_others + 1), others - math.log(num_others)
 
