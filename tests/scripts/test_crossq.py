@@ -98,7 +98,7 @@ def test_without_normalisation_an_update_is_sacs_without_target_networks(monkeyp
     with jax.enable_x64(True):
         monkeypatch.setattr(crossq_jax.nn, "BatchNorm", Nothing)
         module, args, agent, batch = make("crossq_jax", "float64", policy_frequency=1, q_b1=0.9)
-        sac_args = sac_jax.Args(hidden_dim=SMALL["hidden_dim"], alpha=0.3)
+        sac_args = sac_jax.Args(hidden_dim=SMALL["hidden_dim"], alpha=0.3, policy_lr=args.policy_lr)
         sac = jax.jit(partial(sac_jax.init_agent, sac_args, SIZES))(jax.random.key(0))
         sac = sac.replace(
             actor=sac.actor.replace(params=agent.actor.params, opt_state=agent.actor.opt_state),
