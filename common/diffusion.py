@@ -236,7 +236,6 @@ def log_lik_bounds(
     mean is close at a small M already. Unlike importance sampling with paths noised from a^0 (1905.03290), they stay
     tight where the policy is much narrower than the prior.
     """
-
     drifts = jax.vmap(drift_fn, in_axes=(0, None))  # of several chains at the same observations
     others = sample_chain(key, drifts, schedule, (num_others, *chain.prior_log_prob.shape))
     latents = jnp.concatenate([chain.latents[1:2], others.latents[1]])  # a^1 of all M + 1

@@ -41,10 +41,7 @@ class JaxEnv(Environment):
         self.env_id, self.num_envs, self.num_seeds = env_id, num_envs, num_seeds
         self.task: Task = make_jax(env_id, env_kwargs)
         self.action_size = int(self.task.env.action_size)
-        begin = jax.eval_shape(self.task.env.reset, jax.random.key(0))
-        action = jax.ShapeDtypeStruct((self.action_size,), jnp.float32)
-        self._state = jax.eval_shape(self.task.env.step, begin, action)
-        self.observation_size = vector_of(env_id, self._state.obs).shape[0]
+        self.observation_size = vector_of(env_id, self.task.state.obs).shape[0]
         self.action_low = np.full(self.action_size, -1.0, np.float32)
         self.action_high = np.full(self.action_size, 1.0, np.float32)
         length, repeat = self.task.episode_length, self.task.action_repeat
@@ -119,7 +116,7 @@ class JaxEnv(Environment):
             is_key = jnp.issubdtype(like.dtype, jax.dtypes.extended)
             return x if is_key else jax.lax.convert_element_type(x, like.dtype)
 
-        return jax.tree.map(one, state, self._state)
+        return jax.tree.map(one, state, self.task.state)
 
     def _pack(self, state: Any) -> Inner:
         # Physics engines carry dozens of empty arrays, which checkpoints do not take.
@@ -127,5 +124,5 @@ class JaxEnv(Environment):
 
     def _unpack(self, inner: Inner) -> Any:
         full = iter(inner)
-        leaves, structure = jax.tree.flatten(self._state)
+        leaves, structure = jax.tree.flatten(self.task.state)
         return structure.unflatten([next(full) if like.size else jnp.zeros(like.shape, like.dtype) for like in leaves])

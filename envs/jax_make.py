@@ -1,6 +1,7 @@
 """One environment written in JAX: found by its id, checked, with its time limit."""
 
 import contextlib
+import dataclasses
 import difflib
 import importlib
 import io
@@ -26,11 +27,13 @@ class Task:
         attributes obs, reward and done.
       episode_length: steps of `env` after which an episode is cut, or None.
       action_repeat: steps of `env` for one action.
+      state: the shapes and types of a state after a step.
     """
 
     env: Any
     episode_length: int | None
     action_repeat: int
+    state: Any = None
 
 
 def is_jax(env_id: str) -> bool:
@@ -64,8 +67,7 @@ def make_jax(env_id: str, env_kwargs: str = "{}") -> Task:
     for name, least in (("episode_length", task.episode_length), ("action_repeat", task.action_repeat)):
         if least is not None and (not isinstance(least, int) or least < 1):
             raise UserError(f"{env_id!r}: {name} must be a positive whole number, not {least!r}")
-    check(env_id, task.env)
-    return task
+    return dataclasses.replace(task, state=check(env_id, task.env))
 
 
 def _playground(name: str, kwargs: dict[str, Any]) -> Task:
@@ -111,8 +113,11 @@ def _known(name: str, names: tuple[str, ...]) -> None:
         raise UserError(f"no such environment; {'did you mean' if near else 'there are'} {', '.join(near or names)}?")
 
 
-def check(env_id: str, env: Any) -> None:
-    """Raises UserError unless `env` is what `Task` says, with observations that the algorithms can use."""
+def check(env_id: str, env: Any) -> Any:
+    """The shapes and types of a state after a step.
+
+    Raises UserError unless `env` is what `Task` says, with observations that the algorithms can use.
+    """
     if missing := [name for name in ("reset", "step", "action_size") if not hasattr(env, name)]:
         raise UserError(f"{env_id!r} is no environment in JAX: it has no {', '.join(missing)}")
     try:
@@ -130,6 +135,7 @@ def check(env_id: str, env: Any) -> None:
     if jnp.shape(then.reward) != () or jnp.shape(then.done) != ():
         raise UserError(f"{env_id!r}: reward and done must be single numbers, not {then.reward}, {then.done}")
     vector_of(env_id, then.obs)
+    return then
 
 
 def vector_of(env_id: str, obs: Any) -> Any:

@@ -8,6 +8,7 @@ import pytest
 
 from envs import UserError, make_env
 from envs.gymnasium_make import make_gymnasium
+from tests.envs.stepping import in_a_scan
 
 
 class Grid(gym.Env):
@@ -55,17 +56,6 @@ def by_hand(env_id, seeds, actions, **kwargs):
             rows["obs"][t, n] = obs
             rows["reward"][t, n], rows["terminated"][t, n], rows["truncated"][t, n] = reward, terminated, truncated
     return {k: np.array(v.tolist(), np.float32) for k, v in rows.items()}, episodes, np.array(first, np.float32)
-
-
-def in_a_scan(env, key, actions):
-    """The same through the environment layer, in one jitted scan: initial obs and a TimeStep `[T, N, ..]`."""
-
-    @jax.jit
-    def rollout(key, actions):
-        env_state = env.reset(key)
-        return env_state.obs, jax.lax.scan(env.step, env_state, actions)[1]
-
-    return jax.tree.map(np.asarray, rollout(key, actions))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from envs import UserError, make_env
 from tests import jax_environments
+from tests.envs.stepping import in_a_scan
 
 WALK = "tests.jax_environments:Walk"
 
@@ -37,15 +38,6 @@ def by_hand(reset, step, key, actions, limit, repeat=1):
             state, total, length = reset(reset_key), 0.0, 0
         rows.append({**row, "obs": state.obs})
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}, np.asarray(first)
-
-
-def in_a_scan(env, key, actions):
-    @jax.jit
-    def rollout(key, actions):
-        env_state = env.reset(key)
-        return env_state.obs, jax.lax.scan(env.step, env_state, actions)[1]
-
-    return jax.tree.map(np.asarray, rollout(key, actions))
 
 
 @pytest.mark.parametrize("num_envs", [1, 40])
