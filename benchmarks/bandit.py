@@ -7,7 +7,7 @@ Each bandit is a density p on the square [-4, 4]^A, and its reward is log p. At 
 maximum-entropy policy is p itself, with log Z = 0. Every algorithm is trained by the `update` of its own script, on
 batches of one-step episodes (gamma = 0), with the exact Q in the place of its critics.
 
-The samples are then held against p (`measure` says how). One row per bandit, algorithm and K goes to
+The samples are then held against p (`measure` says how). One row per bandit, algorithm, K and seed goes to
 benchmarks/bandit.csv; the table is printed as Markdown; the picture shows density and samples.
 """
 
@@ -163,16 +163,15 @@ def learner(name: str, args: Any, bandits: tuple[Bandit, ...], updates: int) -> 
     return train
 
 
-def train_agents(name: str, args: Any, bandits: tuple[Bandit, ...], seed: int, updates: int) -> Any:
-    """One agent per bandit (all of one action size), side by side: leaves `[len(bandits), ..]`."""
-    keys = jax.random.split(jax.random.key(seed), len(bandits))
-    return jax.jit(jax.vmap(learner(name, args, bandits, updates)))(jnp.arange(len(bandits)), keys)
+def train_agents(name: str, args: Any, bandits: tuple[Bandit, ...], seeds: tuple[int, ...], updates: int) -> Any:
+    """One agent per seed and bandit (all of one action size), side by side: leaves `[len(seeds), len(bandits), ..]`."""
+    keys = jnp.stack([jax.random.split(jax.random.key(seed), len(bandits)) for seed in seeds])
+    train = jax.vmap(learner(name, args, bandits, updates))
+    return jax.jit(jax.vmap(train, in_axes=(None, 0)))(jnp.arange(len(bandits)), keys)
 
 
-def draw(
-    name: str, args: Any, agents: Any, bandits: tuple[Bandit, ...], seed: int, samples: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Actions x `[len(bandits), n, A]` and log-weights Q - l `[len(bandits), n]` of every agent's policy."""
+def sampler(name: str, args: Any, bandits: tuple[Bandit, ...], samples: int) -> Callable:
+    """(agents of one seed, seed) -> actions x `[len(bandits), n, A]`, log-weights Q - l `[len(bandits), n]`."""
     module, q = ALGORITHMS[name], exact_q(bandits)
 
     def one(agent, number, key):
@@ -180,9 +179,14 @@ def draw(
         action, log_prob = module.sample_action(args, agent, key, obs)
         return BOUND * action, q(obs, action) - log_prob
 
-    keys = jax.random.split(jax.random.key(seed + 1), len(bandits))
-    x, log_weight = jax.jit(jax.vmap(one))(agents, jnp.arange(len(bandits)), keys)
-    return np.asarray(x), np.asarray(log_weight, np.float64)
+    draw = jax.jit(jax.vmap(one))
+
+    def sample(agents, seed):
+        keys = jax.random.split(jax.random.key(seed + 1), len(bandits))
+        x, log_weight = draw(agents, jnp.arange(len(bandits)), keys)
+        return np.asarray(x), np.asarray(log_weight, np.float64)
+
+    return sample
 
 
 def measure(bandit: Bandit, x: np.ndarray, log_weight: np.ndarray) -> dict[str, float | str]:
@@ -278,18 +282,18 @@ class Settings:
     """units in each hidden layer"""
     samples: int = 100_000
     """actions drawn from each trained policy"""
-    seed: int = 1
-    """seed of everything"""
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """of everything; the first is the picture's"""
     results: Path = field(default=Path(__file__).parent / "bandit.csv")
     """the CSV, written anew after every training"""
     figure: Path = field(default=Path(__file__).parent / "figures" / "bandit.png")
     """the picture"""
 
 
-def position(row: dict[str, Any]) -> tuple[int, int, int]:
-    """Bandits and algorithms in the order above, K rising."""
+def position(row: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Bandits and algorithms in the order above, K and seeds rising."""
     names = [bandit.name for bandit in BANDITS]
-    return names.index(row["bandit"]), list(ALGORITHMS).index(row["algorithm"]), int(row["K"] or 0)
+    return names.index(row["bandit"]), list(ALGORITHMS).index(row["algorithm"]), int(row["K"] or 0), row["seed"]
 
 
 def main(settings: Settings) -> list[dict[str, Any]]:
@@ -303,12 +307,14 @@ def main(settings: Settings) -> list[dict[str, Any]]:
         shown = samples.setdefault(name, {}) if num_steps in (0, settings.steps[0]) else {}
         for size in sorted({bandit.size for bandit in BANDITS}):
             bandits = tuple(bandit for bandit in BANDITS if bandit.size == size)
-            agents = train_agents(name, args, bandits, settings.seed, settings.updates)
-            drawn = draw(name, args, agents, bandits, settings.seed, settings.samples)
-            for bandit, x, log_weight in zip(bandits, *drawn, strict=True):
-                shown[bandit.name] = x
-                row = {"bandit": bandit.name, "algorithm": name, "K": num_steps or "", "updates": settings.updates}
-                rows.append(row | {"seed": settings.seed} | measure(bandit, x, log_weight) | here)
+            agents = train_agents(name, args, bandits, settings.seeds, settings.updates)
+            sample = sampler(name, args, bandits, settings.samples)
+            for i, seed in enumerate(settings.seeds):
+                drawn = sample(jax.tree.map(lambda leaf: leaf[i], agents), seed)
+                for bandit, x, log_weight in zip(bandits, *drawn, strict=True):
+                    shown.setdefault(bandit.name, x)
+                    row = {"bandit": bandit.name, "algorithm": name, "K": num_steps or "", "updates": settings.updates}
+                    rows.append(row | {"seed": seed} | measure(bandit, x, log_weight) | here)
         print(f"{name} K = {num_steps or '-'}: {time.time() - begin:.0f} s", flush=True)
         rows.sort(key=position)
         settings.results.parent.mkdir(parents=True, exist_ok=True)

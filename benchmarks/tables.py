@@ -306,23 +306,31 @@ BANDIT_COLUMNS = ("elbo_gap", "log_z_error", "ess", "worst_region", "grid_kl")
 
 
 def bandit_table(path: Path) -> str:
-    """What bandit.py measured, the best of each bandit's column in bold; commit and versions below."""
-    rows, cells = read_rows(path), []
+    """What bandit.py measured: means over the seeds, of `worst_region` the least; the best of each bandit in bold."""
+    rows, by_agent = read_rows(path), {}
     for row in rows:
-        peers = [other for other in rows if other["bandit"] == row["bandit"]]
+        by_agent.setdefault((row["bandit"], row["algorithm"], row["K"]), []).append(row)
+    over_seeds = {column: min if column == "worst_region" else np.mean for column in BANDIT_COLUMNS}
+    scores = {
+        agent: {column: fold([float(row[column]) for row in own]) for column, fold in over_seeds.items()}
+        for agent, own in by_agent.items()
+    }
+    cells = []
+    for (bandit, algorithm, k), score in scores.items():
+        peers = [other for (name, *_), other in scores.items() if name == bandit]
         values = []
         for column in BANDIT_COLUMNS:
-            best = (max if column == "worst_region" else min)(float(peer[column]) for peer in peers)
-            value = f"{float(row[column]):.3f}"
+            best = (max if column == "worst_region" else min)(peer[column] for peer in peers)
+            value = f"{score[column]:.3f}"
             # A policy within one mode has a large effective sample size: no merit by itself.
             values.append(f"**{value}**" if value == f"{best:.3f}" and column != "ess" else value)
-        cells.append([row["bandit"], BANDIT_ALGORITHMS[row["algorithm"]], row["K"] or "-", *values])
+        cells.append([bandit, BANDIT_ALGORITHMS[algorithm], k or "-", *values])
     header = ["bandit", "algorithm", "K", "ELBO gap", "log Z error", "ESS", "worst region", "KL on the grid"]
     short = [{**row, "commit": row["commit"][:7] + row["commit"][40:]} for row in rows]  # [40:]: " with changes"
     columns = ("updates", "seed", "commit", "device", "versions")
     each = {column: ", ".join(sorted({row[column] for row in short})) for column in columns}
-    below = "{updates} updates, seed {seed}; commit {commit}; {device}; {versions}.".format(**each)
-    return markdown(header, cells, below=below)
+    below = "{updates} updates; seeds {seed}, means and the least worst region; commit {commit}; {device}; {versions}."
+    return markdown(header, cells, below=below.format(**each))
 
 
 def turning_table(path: Path) -> str:

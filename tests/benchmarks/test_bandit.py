@@ -63,13 +63,29 @@ def test_every_algorithm_learns_from_the_exact_critic(name):
     assert float(critics[0, 0]) == pytest.approx(np.log(0.7 / np.sqrt(2 * np.pi * 0.16)) + np.log(4), rel=1e-3)
 
 
+def test_the_table_shows_means_over_seeds_and_the_worst_region_of_all(tmp_path):
+    row = {"bandit": "two", "K": 8, "updates": 9, "commit": "c" * 40, "device": "d", "versions": "v"}
+    figures = dict.fromkeys(BANDIT_COLUMNS, 0.5)
+    rows = [
+        row | figures | {"algorithm": "diffsac", "seed": seed, "worst_region": w} for seed, w in ((1, 0.9), (2, 0.7))
+    ]
+    rows.append(row | figures | {"algorithm": "diffwpo", "seed": 1, "elbo_gap": 0.4, "worst_region": 0.2})
+    bandit.write_csv(tmp_path / "bandit.csv", rows[0], rows)
+    table = bandit.bandit_table(tmp_path / "bandit.csv")
+    assert "| two | DiffSAC | 8 | 0.500 | **0.500** | 0.500 | **0.700** | **0.500** |" in table
+    assert "| two | DiffWPO | 8 | **0.400** | **0.500** | 0.500 | 0.200 | **0.500** |" in table
+    assert "seeds 1, 2" in table
+
+
 def end_to_end(tmp_path, algorithms):
     files = {"results": tmp_path / "bandit.csv", "figure": tmp_path / "bandit.png"}
-    bandit.main(bandit.Settings(algorithms=algorithms, steps=(1,), updates=5, samples=500, hidden_dim=8, **files))
+    small = {"steps": (1,), "seeds": (1, 4), "updates": 5, "samples": 500, "hidden_dim": 8}
+    bandit.main(bandit.Settings(algorithms=algorithms, **small, **files))
     with files["results"].open() as file:
         rows = list(csv.DictReader(file))
     names = [b.name for b in bandit.BANDITS]
-    assert [(row["bandit"], row["algorithm"]) for row in rows] == [(name, a) for name in names for a in algorithms]
+    expected = [(name, a, seed) for name in names for a in algorithms for seed in "14"]
+    assert [(row["bandit"], row["algorithm"], row["seed"]) for row in rows] == expected
     assert all(row["K"] == ("" if row["algorithm"] == "sac" else "1") for row in rows)
     assert all(np.isfinite(float(row[column])) for row in rows for column in BANDIT_COLUMNS)
     assert files["figure"].stat().st_size > 5000
