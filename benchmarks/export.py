@@ -10,6 +10,7 @@ One row per seed and evaluation. Columns:
     stochastic_return      mean return of the evaluation's episodes with the stochastic policy
     deterministic_return   the same with the deterministic policy
     training_return        mean return of the last 100 training episodes that ended by this step
+    entropy                of the stochastic policy, nats: eval/entropy; empty where it was not recorded
     commit, dirty          git commit of the code, and whether tracked files were changed
     python, jax, flax, mujoco, gymnasium, device, threads
     wall_time              seconds of training and evaluation so far, without compilation, checkpoints, interruptions
@@ -38,7 +39,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 VERSIONS = ("python", "jax", "flax", "mujoco", "gymnasium", "device", "threads")
 COLUMNS = (
     *("env_id", "exp_name", "script", "seed", "global_step"),
-    *("stochastic_return", "deterministic_return", "training_return"),
+    *("stochastic_return", "deterministic_return", "training_return", "entropy"),
     *("commit", "dirty", *VERSIONS),
     *("wall_time", "steps_per_second", "arguments"),
 )
@@ -149,10 +150,13 @@ def _rows(learning_starts: int, scalars: list[tuple]) -> list[dict[str, Any]]:
                 "global_step": step,
                 "stochastic_return": f"{value:.3f}",
                 "training_return": f"{_mean(episodes[-TRAINING_EPISODES:]):.3f}" if episodes else "",
+                "entropy": "",
                 "wall_time": f"{seconds:.1f}",
             }
         elif tag == "eval/episodic_return_deterministic":
             evaluations[step]["deterministic_return"] = f"{value:.3f}"
+        elif tag == "eval/entropy":
+            evaluations[step]["entropy"] = f"{value:.3f}"
     rate = f"{learning_steps / learning_seconds:.1f}" if learning_seconds else ""
     return [{**row, "steps_per_second": rate} for row in evaluations.values() if "deterministic_return" in row]
 

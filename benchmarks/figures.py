@@ -41,7 +41,7 @@ def draw_curve(axis, curves: list[Curve], name: str, policy: str, over_time: boo
     for curve in curves[1:]:
         steps = np.intersect1d(steps, curve.steps)
     rows = [np.searchsorted(curve.steps, steps) for curve in curves]
-    returns = np.stack([curve.returns[policy][row] for curve, row in zip(curves, rows, strict=True)])
+    returns = np.stack([curve.measured[policy][row] for curve, row in zip(curves, rows, strict=True)])
     hours = np.stack([curve.wall_time[row] / 3600 for curve, row in zip(curves, rows, strict=True)])
     has = np.isfinite(returns).all(axis=0)
     if not has.any():

@@ -1,7 +1,8 @@
 """The committed results (benchmarks/results/*.csv): reading them, scores, statistics.
 
 The score of a run. `deterministic` and `stochastic`: the mean of its last ten evaluations (the last three where there
-are fewer than twenty). `training`: the mean return of the last 100 training episodes at the last evaluation.
+are fewer than twenty). `training`: the mean return of the last 100 training episodes at the last evaluation. `entropy`:
+that of the stochastic policy in nats, the mean of the same last evaluations; NaN for runs that did not record it.
 Algorithms are compared at equal steps: the largest step that all runs of a family on an environment have reached.
 Nothing is extrapolated.
 """
@@ -66,29 +67,30 @@ def label(name: str) -> str:
 
 @dataclass(frozen=True)
 class Curve:
-    """One seed's evaluations: `steps` `[T]`, `returns` by policy `[T]` (NaN where there is none), `wall_time` `[T]` in
-    seconds, and the other columns (of a resumed run every commit and version, with a space between)."""
+    """One seed's evaluations: `steps` `[T]`, `measured`: returns by policy and `entropy`, `[T]` (NaN where there is
+    none), `wall_time` `[T]` in seconds, and the other columns (of a resumed run every commit and version, with a space
+    between)."""
 
     seed: int
     steps: np.ndarray
-    returns: dict[str, np.ndarray]
+    measured: dict[str, np.ndarray]
     wall_time: np.ndarray
     columns: dict[str, str]
 
     def until(self, limit: int) -> "Curve":
         keep = self.steps <= limit
-        returns = {policy: values[keep] for policy, values in self.returns.items()}
-        return Curve(self.seed, self.steps[keep], returns, self.wall_time[keep], self.columns)
+        measured = {metric: values[keep] for metric, values in self.measured.items()}
+        return Curve(self.seed, self.steps[keep], measured, self.wall_time[keep], self.columns)
 
-    def score(self, policy: str) -> float:
+    def score(self, metric: str) -> float:
         """See the module's docstring."""
-        values = self.returns[policy]
-        if policy == "training":
+        values = self.measured[metric]
+        if metric == "training":
             return float(values[-1])
         return float(values[-(10 if len(values) >= 20 else 3) :].mean())
 
     def maximum(self, policy: str) -> float:
-        return float(np.nanmax(self.returns[policy]))
+        return float(np.nanmax(self.measured[policy]))
 
 
 Results = dict[str, dict[str, list[Curve]]]  # by exp_name and env_id, seeds in order
@@ -118,16 +120,20 @@ def load(folder: Path) -> Results:
 
 def curve_of(seed: int, rows: list[dict]) -> Curve:
     steps = np.array([int(row["global_step"]) for row in rows])
-    returns = {policy: np.array([float(row[f"{policy}_return"] or "nan") for row in rows]) for policy in POLICIES}
+    columns = {policy: f"{policy}_return" for policy in POLICIES} | {"entropy": "entropy"}
+    measured = {metric: np.array([float(row[name] or "nan") for row in rows]) for metric, name in columns.items()}
     wall_time = np.array([float(row["wall_time"]) for row in rows])
-    columns = {name: " ".join(dict.fromkeys(row[name] for row in rows)) for name in CONSTANTS}
-    return Curve(seed, steps, returns, wall_time, columns)
+    constants = {name: " ".join(dict.fromkeys(row[name] for row in rows)) for name in CONSTANTS}
+    return Curve(seed, steps, measured, wall_time, constants)
 
 
-def at_equal_steps(results: Results, names: tuple[str, ...], env_id: str) -> tuple[int, dict[str, list[Curve]]]:
-    """The curves of those of `names` that ran on the environment, cut where the shortest of them ends."""
+def at_equal_steps(
+    results: Results, names: tuple[str, ...], env_id: str, most: float = np.inf
+) -> tuple[int, dict[str, list[Curve]]]:
+    """The curves of those of `names` that ran on the environment, cut where the shortest of them ends, or at `most`."""
     present = {name: results[name][env_id] for name in names if env_id in results.get(name, {})}
-    limit = min((int(curve.steps[-1]) for curves in present.values() for curve in curves), default=0)
+    ends = [int(curve.steps[-1]) for curves in present.values() for curve in curves]
+    limit = int(min([*ends, most])) if ends else 0
     return limit, {name: [curve.until(limit) for curve in curves] for name, curves in present.items()}
 
 
@@ -158,7 +164,7 @@ def environments(results: Results, names: tuple[str, ...]) -> list[str]:
 
 
 def scores(curves: list[Curve], metric: str) -> np.ndarray:
-    """One score per seed, `[S]`. metric: a policy, or `maximum`: the largest deterministic evaluation."""
+    """One score per seed, `[S]`. metric: a policy, `entropy`, or `maximum`: the largest deterministic evaluation."""
     if metric == "maximum":
         return np.array([curve.maximum("deterministic") for curve in curves])
     return np.array([curve.score(metric) for curve in curves])

@@ -43,12 +43,18 @@ def number(value: float) -> str:
 def spread(values: np.ndarray) -> str:
     """Mean and sample standard deviation over seeds."""
     mean = number(np.mean(values))
-    return mean if len(values) < 2 else f"{mean} ± {number(np.std(values, ddof=1))}"
+    return mean if len(values) < 2 or mean == "-" else f"{mean} ± {number(np.std(values, ddof=1))}"
 
 
 def score(curves: list[Curve], *metrics: str) -> str:
     """The spread of the seeds' scores in each metric, with a slash between."""
     return " / ".join(spread(scores(curves, metric)) for metric in metrics) if curves else "-"
+
+
+def entropy_of(curves: list[Curve]) -> str:
+    """' (-5.9)': the mean over the seeds that recorded it, which all, or those of old runs none, have."""
+    values = scores(curves, "entropy")
+    return f" ({values.mean():.1f})" if len(values) and np.isfinite(values).all() else ""
 
 
 def thousands(steps: int) -> str:
@@ -89,6 +95,7 @@ RATIOS = {
     ),
     "on-policy": (("diffppo_jax", "ppo_jax"),),
 }
+ENTROPY = "of the stochastic policy in nats, an estimate where it is a diffusion policy"
 MEANING = {
     "off-policy": "Deterministic / stochastic policy: mean of the last ten evaluations of a run (last three where it"
     " has fewer than twenty), mean ± standard deviation over seeds",
@@ -104,7 +111,7 @@ def family_table(results: Results, family: str) -> str:
     for env_id in environments(results, names):
         limit, curves = at_equal_steps(results, names, env_id)
         row = [env_id, thousands(limit), common_seeds(curves)]
-        row += [score(curves.get(name, []), *policies) for name in names]
+        row += [score(curves.get(name, []), *policies) + entropy_of(curves.get(name, [])) for name in names]
         means = {name: np.array([scores(curves[name], policy).mean() for policy in policies]) for name in curves}
         for name, base in ratios:
             # A ratio of negative returns says nothing.
@@ -122,7 +129,10 @@ def family_table(results: Results, family: str) -> str:
         rows.append(row)
     titles = [f"{label(name)} / {label(base)}" for name, base in ratios]
     header = ["Environment", "steps", "seeds", *map(label, names), *titles]
-    return markdown(header, rows, below=f"{MEANING[family]}; ratios of these means.")
+    below = f"{MEANING[family]}; ratios of these means."
+    if any("(" in cell for row in rows for cell in row[3 : 3 + len(names)]):
+        below += f" In brackets the entropy {ENTROPY}."
+    return markdown(header, rows, below=below)
 
 
 def ratio_text(ratios: np.ndarray) -> str:
@@ -138,8 +148,10 @@ def seeds_table(results: Results, family: str) -> str:
             for policy in dict.fromkeys((*FAMILY_POLICIES[family], "stochastic")):
                 each = ", ".join(f"{curve.seed}: {number(curve.score(policy))}" for curve in of_name)
                 largest = spread(np.array([curve.maximum(policy) for curve in of_name]))
-                rows.append([env_id, label(name), thousands(limit), policy, each, score(of_name, policy), largest])
-    return markdown(["Environment", "Algorithm", "steps", "policy", "score by seed", "score", "maximum"], rows)
+                means = score(of_name, policy), score(of_name, "entropy")
+                rows.append([env_id, label(name), thousands(limit), policy, each, *means, largest])
+    header = ["Environment", "Algorithm", "steps", "policy", "score by seed", "score", "entropy", "maximum"]
+    return markdown(header, rows, below=f"Entropy: {ENTROPY}.")
 
 
 def ablation_table(results: Results, prefix: str, *policies: str) -> str:
@@ -227,7 +239,7 @@ def reference_table(results: Results, reference: list[dict]) -> str:
         for env_id in environments(results, names):
             if stem(env_id) != stem(row["env_id"]):
                 continue
-            limit, curves = at_equal_steps(results, names, env_id)
+            limit, curves = at_equal_steps(results, names, env_id, int(row["steps"]))
             ours = "; ".join(f"{label(name)} {score(of_name, row['metric'])}" for name, of_name in curves.items())
             value = row["mean"] + (f" ± {row['std_over_seeds']}" if row["std_over_seeds"] else "")
             seeds = f", {row['seeds']} seeds" if row["seeds"] else ""

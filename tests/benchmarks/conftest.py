@@ -9,7 +9,8 @@ from benchmarks.pages import ROOT
 
 
 def made_up_rows(name, env_id, seed, evaluations, scale, arguments="", every=10_000, script=None):
-    """Returns grow linearly: evaluation i (from 1) is scale * i + seed, deterministic twice and training half of it."""
+    """Returns grow linearly: evaluation i (from 1) is scale * i + seed, deterministic twice and training half of it.
+    Entropies are -seed; DiffWPO's were not recorded."""
     return [
         dict.fromkeys(export.COLUMNS, "1")
         | {
@@ -21,6 +22,7 @@ def made_up_rows(name, env_id, seed, evaluations, scale, arguments="", every=10_
             "stochastic_return": str(scale * i + seed),
             "deterministic_return": str(2 * (scale * i + seed)),
             "training_return": str((scale * i + seed) / 2) if i > 1 else "",
+            "entropy": "" if name == "diffwpo_jax" else str(-seed),
             "commit": "0123456789",
             "dirty": "false",
             "device": "cpu cpu",

@@ -47,6 +47,7 @@ def make_run(folder, seed=1, num_seeds=1, finished=True, dirty=False, offset=0.0
                 for policy, value in (("stochastic", end + s), ("deterministic", 2 * end + s)):
                     rows.append((end, clock, s, f"eval/episodic_return_{policy}", value))
                     rows.append((end, clock, s, f"eval/episodic_length_{policy}", 10.0))
+                rows.append((end, clock, s, "eval/entropy", -end / 1000))
         if end == 200:
             clock += 1000.0
     text = "global_step,wall_time,seed,tag,value\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
@@ -71,6 +72,7 @@ def test_rows_by_hand(tmp_path):
     assert (first["stochastic_return"], first["deterministic_return"]) == ("201.000", "401.000")
     # Episodes 1 .. 4 by step 200, 1 .. 8 by step 400.
     assert (first["training_return"], last["training_return"]) == ("2.500", "4.500")
+    assert (first["entropy"], last["entropy"]) == ("-0.200", "-0.400")
     # Two chunks and one evaluation; then twice that, without the 1000 s in between.
     assert (first["wall_time"], last["wall_time"]) == ("7.0", "14.0")
     assert last["steps_per_second"] == "50.0"

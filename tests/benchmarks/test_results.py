@@ -73,7 +73,7 @@ def test_pairs_by_hand(checkout):
     assert found["diffwpo_jax", "diffsac_jax"].improvement[0] == 0.0
     # Without a training episode there is no training return and no comparison of it.
     for curves in (loaded["ppo_jax"][env_id] for env_id in ("Hopper-v4", "Walker2d-v4")):
-        curves[0].returns["training"][:] = np.nan
+        curves[0].measured["training"][:] = np.nan
     left = [pair for pair in results.pairs(loaded) if pair.base == "ppo_jax"]
     assert [pair.policy for pair in left] == ["deterministic"]
 

@@ -16,27 +16,39 @@ def test_off_policy_table(results):
     # Equal steps on Hopper: DiffWPO's 12 evaluations. The last three stochastic ones of SAC are 10 * 11 + seed.
     _, _, hopper, walker, means, *_ = tables.family_table(results, "off-policy").splitlines()
     assert hopper == (
-        "| Hopper-v4 | 120k | 1 2 3 | 224 ± 2.0 / 112 ± 1.0 | 444 ± 2.0 / 222 ± 1.0 | 334 ± 2.0 / 167 ± 1.0"
-        " | 1.98 / 1.98 | 0.75 / 0.75 |"
+        "| Hopper-v4 | 120k | 1 2 3 | 224 ± 2.0 / 112 ± 1.0 (-2.0) | 444 ± 2.0 / 222 ± 1.0 (-2.0)"
+        " | 334 ± 2.0 / 167 ± 1.0 | 1.98 / 1.98 | 0.75 / 0.75 |"
     )
-    assert (
-        walker == "| Walker2d-v4 | 150k | 1 2 3 | 284 ± 2.0 / 142 ± 1.0 | 564 ± 2.0 / 282 ± 1.0 | - | 1.99 / 1.99 | - |"
+    assert walker == (
+        "| Walker2d-v4 | 150k | 1 2 3 | 284 ± 2.0 / 142 ± 1.0 (-2.0) | 564 ± 2.0 / 282 ± 1.0 (-2.0)"
+        " | - | 1.99 / 1.99 | - |"
     )
     assert means == "| mean of the ratios |  |  |  |  |  | 1.98 / 1.98 (2 environments) |  |"
+    assert "entropy" in tables.family_table(results, "off-policy").splitlines()[-1]
+    assert "entropy" not in tables.family_table({"diffwpo_jax": results["diffwpo_jax"]}, "off-policy")
 
 
 def test_on_policy_table(results):
     # Training return at 150k: (5 * 15 + seed) / 2 against (10 * 15 + seed) / 2.
     _, _, hopper, _, means, *_ = tables.family_table(results, "on-policy").splitlines()
-    assert hopper == "| Hopper-v4 | 150k | 1 2 3 | 38.5 ± 0.5 | 76.0 ± 0.5 | 1.97 |"
+    assert hopper == "| Hopper-v4 | 150k | 1 2 3 | 38.5 ± 0.5 (-2.0) | 76.0 ± 0.5 (-2.0) | 1.97 |"
     assert means == "| mean of the ratios |  |  |  |  | 1.97 (2 environments) |"
 
 
 def test_seeds_table(results):
     header, _, first, *_ = tables.seeds_table(results, "off-policy").splitlines()
-    assert header == "| Environment | Algorithm | steps | policy | score by seed | score | maximum |"
+    assert header == "| Environment | Algorithm | steps | policy | score by seed | score | entropy | maximum |"
     # Deterministic, SAC, 12 evaluations: twice 10 * 11 + seed, and at most twice 10 * 12 + seed.
-    assert first == "| Hopper-v4 | SAC | 120k | deterministic | 1: 222, 2: 224, 3: 226 | 224 ± 2.0 | 244 ± 2.0 |"
+    assert (
+        first
+        == "| Hopper-v4 | SAC | 120k | deterministic | 1: 222, 2: 224, 3: 226 | 224 ± 2.0 | -2.0 ± 1.0 | 244 ± 2.0 |"
+    )
+
+
+def test_entropy_that_was_not_recorded_is_a_dash(results):
+    lines = tables.seeds_table(results, "off-policy").splitlines()
+    line = next(x for x in lines if x.startswith("| Hopper-v4 | DiffWPO"))
+    assert line.endswith(" | 334 ± 2.0 | - | 364 ± 2.0 |"), line
 
 
 def test_seeds_are_named_where_they_differ(results):
@@ -97,7 +109,7 @@ def test_bandit_table(checkout):
     lines = tables.bandit_table(checkout / "benchmarks" / "bandit.csv").splitlines()
     assert lines[2] == "| four | SAC | - | 1.400 | 0.300 | 0.200 | 0.000 | 1.300 |"
     assert lines[3] == "| four | DiffSAC | 8 | **0.500** | **0.000** | 0.400 | **0.900** | **0.200** |"
-    assert lines[-1] == "60 updates, seed 1; commit 0000000; cpu; jax 1."
+    assert lines[-1] == "60 updates; seeds 1, means and the least worst region; commit 0000000; cpu; jax 1."
 
 
 def test_turning_table(checkout):
