@@ -105,22 +105,28 @@ class Args(Experiment):
 
 
 class Actor(nn.Module):
-    """Drift f(a^k, s, k): the observation is encoded once, a small head runs at every denoising step."""
+    """Drift f(a^k, s, k) and noise levels: the observation is encoded once, a small head runs at every step."""
 
     action_size: int
     hidden_dim: int
     head_dim: int
     num_denoising_steps: int
+    initial_betas: tuple[float, float]
 
     def setup(self):
         self.trunk = [nn.Dense(self.hidden_dim), nn.Dense(self.hidden_dim)]
         self.from_obs, self.from_latent, self.from_level, self.head = [nn.Dense(self.head_dim) for _ in range(4)]
         self.drift = nn.Dense(self.action_size, kernel_init=nn.initializers.zeros)
+        sizes = self.num_denoising_steps, self.action_size
+        self.levels = nn.DenseGeneral(sizes, use_bias=False, kernel_init=nn.initializers.zeros)
+        self.noise_logits = self.param(
+            "noise_logits", lambda _: diffusion.initial_noise_logits(*sizes, *self.initial_betas)
+        )
 
     def encode(self, obs):
-        """obs `[B, O]` -> features `[B, head_dim]`."""
-        x = nn.relu(self.trunk[0](obs))
-        return self.from_obs(nn.relu(self.trunk[1](x)))
+        """obs `[B, O]` -> features `[B, head_dim]`, noise logits `[K, B, A]`."""
+        x = nn.relu(self.trunk[1](nn.relu(self.trunk[0](obs))))
+        return self.from_obs(x), jnp.moveaxis(self.noise_logits + self.levels(x), -2, 0)
 
     def denoise(self, features, latent, k):
         """features `[B, head_dim]`, latent a^k `[B, A]`, k int `[B]` or scalar -> `[B, A]`."""
@@ -129,7 +135,7 @@ class Actor(nn.Module):
         return self.drift(nn.relu(self.head(x)))
 
     def __call__(self, obs, latent, k):
-        return self.denoise(self.encode(obs), latent, k)
+        return self.denoise(self.encode(obs)[0], latent, k)
 
 
 class Critic(nn.Module):
@@ -194,12 +200,10 @@ def init_agent(args, env, key):
     """A new agent for the environment's sizes (the key is consumed)."""
     actor_key, critic_key = jax.random.split(key)
     obs, action = jnp.zeros((1, env.observation_size)), jnp.zeros((1, env.action_size))
-    actor = Actor(env.action_size, args.hidden_dim, args.head_dim, args.num_denoising_steps)
+    betas = args.initial_beta_first, args.initial_beta_last
+    actor = Actor(env.action_size, args.hidden_dim, args.head_dim, args.num_denoising_steps, betas)
     critic = TwinCritic(args.hidden_dim, args.norm_momentum)
-    noise_logits = diffusion.initial_noise_logits(
-        args.num_denoising_steps, env.action_size, args.initial_beta_first, args.initial_beta_last
-    )
-    actor_params = {"drift": actor.init(actor_key, obs, action, 1), "noise_logits": noise_logits}
+    actor_params = actor.init(actor_key, obs, action, 1)
     critic_variables = critic.init(critic_key, obs, action, False)
     log_alpha = jnp.log(jnp.float32(args.alpha))
     return Agent(
@@ -233,11 +237,11 @@ def transition_row(env):
 
 
 def policy_terms(args, agent, obs):
-    """The drift with the observations `[B, O]` bound, and the noise schedule."""
-    params = agent.actor.params
-    schedule = diffusion.NoiseSchedule(params["noise_logits"], args.prior_std, args.prediction)
-    features = agent.actor.apply_fn(params["drift"], obs, method="encode")
-    return lambda latent, k: agent.actor.apply_fn(params["drift"], features, latent, k, method="denoise"), schedule
+    """The drift with the observations `[B, O]` bound, and the noise schedule at them."""
+    actor = partial(agent.actor.apply_fn, agent.actor.params)
+    features, logits = actor(obs, method="encode")
+    schedule = diffusion.NoiseSchedule(logits, args.prior_std, args.prediction)
+    return lambda latent, k: actor(features, latent, k, method="denoise"), schedule
 
 
 def squash(chain):

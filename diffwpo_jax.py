@@ -111,22 +111,28 @@ class Args(Experiment):
 
 
 class Actor(nn.Module):
-    """Drift f(a^k, s, k): the observation is encoded once, a small head runs at every denoising step."""
+    """Drift f(a^k, s, k) and noise levels: the observation is encoded once, a small head runs at every step."""
 
     action_size: int
     hidden_dim: int
     head_dim: int
     num_denoising_steps: int
+    initial_betas: tuple[float, float]
 
     def setup(self):
         self.trunk = [nn.Dense(self.hidden_dim), nn.Dense(self.hidden_dim)]
         self.from_obs, self.from_latent, self.from_level, self.head = [nn.Dense(self.head_dim) for _ in range(4)]
         self.drift = nn.Dense(self.action_size, kernel_init=nn.initializers.zeros)
+        sizes = self.num_denoising_steps, self.action_size
+        self.levels = nn.DenseGeneral(sizes, use_bias=False, kernel_init=nn.initializers.zeros)
+        self.noise_logits = self.param(
+            "noise_logits", lambda _: diffusion.initial_noise_logits(*sizes, *self.initial_betas)
+        )
 
     def encode(self, obs):
-        """obs `[B, O]` -> features `[B, head_dim]`."""
-        x = nn.relu(self.trunk[0](obs))
-        return self.from_obs(nn.relu(self.trunk[1](x)))
+        """obs `[B, O]` -> features `[B, head_dim]`, noise logits `[K, B, A]`."""
+        x = nn.relu(self.trunk[1](nn.relu(self.trunk[0](obs))))
+        return self.from_obs(x), jnp.moveaxis(self.noise_logits + self.levels(x), -2, 0)
 
     def denoise(self, features, latent, k):
         """features `[B, head_dim]`, latent a^k `[B, A]`, k int `[B]` or scalar -> `[B, A]`."""
@@ -135,7 +141,7 @@ class Actor(nn.Module):
         return self.drift(nn.relu(self.head(x)))
 
     def __call__(self, obs, latent, k):
-        return self.denoise(self.encode(obs), latent, k)
+        return self.denoise(self.encode(obs)[0], latent, k)
 
 
 class Critic(nn.Module):
@@ -188,12 +194,10 @@ def init_agent(args, env, key):
     """A new agent for the environment's sizes (the key is consumed)."""
     actor_key, critic_key = jax.random.split(key)
     obs, action = jnp.zeros((1, env.observation_size)), jnp.zeros((1, env.action_size))
-    actor = Actor(env.action_size, args.hidden_dim, args.head_dim, args.num_denoising_steps)
+    betas = args.initial_beta_first, args.initial_beta_last
+    actor = Actor(env.action_size, args.hidden_dim, args.head_dim, args.num_denoising_steps, betas)
     critic = TwinCritic(args.hidden_dim)
-    noise_logits = diffusion.initial_noise_logits(
-        args.num_denoising_steps, env.action_size, args.initial_beta_first, args.initial_beta_last
-    )
-    actor_params = {"drift": actor.init(actor_key, obs, action, 1), "noise_logits": noise_logits}
+    actor_params = actor.init(actor_key, obs, action, 1)
     critic_params = critic.init(critic_key, obs, action)
     log_alpha = jnp.log(jnp.float32(args.alpha))
     log_multiplier = jnp.log(jnp.float32(args.kl_multiplier))
@@ -231,11 +235,11 @@ def transition_row(env):
 
 
 def policy_terms(args, agent, obs):
-    """The drift with the observations `[B, O]` bound, and the noise schedule."""
-    params = agent.actor.params
-    schedule = diffusion.NoiseSchedule(params["noise_logits"], args.prior_std, args.prediction)
-    features = agent.actor.apply_fn(params["drift"], obs, method="encode")
-    return lambda latent, k: agent.actor.apply_fn(params["drift"], features, latent, k, method="denoise"), schedule
+    """The drift with the observations `[B, O]` bound, and the noise schedule at them."""
+    actor = partial(agent.actor.apply_fn, agent.actor.params)
+    features, logits = actor(obs, method="encode")
+    schedule = diffusion.NoiseSchedule(logits, args.prior_std, args.prediction)
+    return lambda latent, k: actor(features, latent, k, method="denoise"), schedule
 
 
 def squash(chain):
@@ -304,12 +308,12 @@ def actor_loss(actor_params, args, agent, key, batch):
         return jnp.sum(q - agent.alpha * log_lik), (chain, log_lik)
 
     gradient, (chain, log_lik) = jax.lax.stop_gradient(jax.grad(objective, has_aux=True)(noise))
-    velocity = gradient / jax.lax.stop_gradient(schedule.std[:, None])  # a^{k-1} moves by std times its noise
+    velocity = gradient / jax.lax.stop_gradient(schedule.std)  # a^{k-1} moves by std times its noise
 
     old_drift, old_schedule = policy_terms(args, with_actor(agent, agent.target_actor_params), batch.obs)
     drift, schedule = policy_terms(args, with_actor(agent, actor_params), batch.obs)
-    latent, next_latent, k = chain.latents[1:], chain.latents[:-1], jnp.arange(1, len(noise) + 1)[:, None]
-    mean, std = diffusion.denoising_mean_std(schedule, drift(latent, k), latent, k)
+    latent, next_latent, k = chain.latents[1:], chain.latents[:-1], jnp.arange(1, len(noise) + 1)
+    mean, std = diffusion.denoising_mean_std(schedule, drift(latent, k[:, None]), latent, k)
     fixed_mean, fixed_std = jax.lax.stop_gradient((mean, std))
     # The inverse Fisher information scales the gradient of the mean by std^2, of std by std^2 / 2; values stay.
     mean_scale, std_scale = (fixed_std**2, fixed_std**2 / 2) if args.precondition else (1.0, 1.0)
@@ -319,7 +323,7 @@ def actor_loss(actor_params, args, agent, key, batch):
     log_noising = distributions.gaussian_log_prob(latent, *diffusion.noising_mean_std(schedule, next_latent, k))
     loss = jnp.mean(-(velocity * score).sum(axis=(0, 2)) - agent.alpha * log_noising.sum(axis=0))
     # Trust region.
-    old_mean_std = diffusion.denoising_mean_std(old_schedule, old_drift(latent, k), latent, k)
+    old_mean_std = diffusion.denoising_mean_std(old_schedule, old_drift(latent, k[:, None]), latent, k)
     kl = jnp.mean(distributions.gaussian_kl(*old_mean_std, mean, std).sum(axis=0))
     multiplier = jnp.exp(agent.multiplier.params["log"])
     metrics = {"losses/actor_loss": loss, "losses/kl_multiplier": multiplier, "diffusion/kl": kl}

@@ -1,7 +1,8 @@
 """The diffusion sampler and the terms of the denoising chain's log-likelihood.
 
 A chain of K denoising steps turns prior noise a^K ~ N(0, nu^2 I) into an action, with nu = `prior_std`.
-Each step k = K, K-1, .., 1 has a noise level beta_k in (0, 1), learned, one per action dimension, and two kernels:
+Each step k = K, K-1, .., 1 has a noise level beta_k in (0, 1), learned, one per action dimension, and two kernels
+(beta_k may depend on s: then pi does, too, and every statement here holds at each s):
 
     denoising (the policy)      q(a^{k-1} | a^k, s) = N( sqrt(1 - beta_k) a^k + c_k nu f(a^k, s, k),  beta_k nu^2 I )
     noising (the reference)    pi(a^k | a^{k-1})    = N( sqrt(1 - beta_k) a^{k-1},                    beta_k nu^2 I )
@@ -42,7 +43,9 @@ DriftFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 @struct.dataclass
 class NoiseSchedule:
-    """Logits b `[K, A]` of the noise levels beta_k = sigmoid(b[k-1]), the prior's deviation nu, and the choice of c_k.
+    """Logits b of the noise levels beta_k = sigmoid(b[k-1]), the prior's deviation nu, and the choice of c_k.
+
+    b is `[K, A]`, the same levels for all rows, or `[K, B, A]`; so are the properties and the terms of single steps.
 
     Everything is computed from log beta and log(1 - beta), which float32 holds for any b above -80: training may drive
     beta_K so close to 1 that 1 - beta is 0 in float32, and the gradient of its root infinite.
@@ -62,12 +65,12 @@ class NoiseSchedule:
 
     @property
     def std(self) -> jax.Array:
-        """sqrt(beta) nu, the standard deviation of both kernels, `[K, A]`."""
+        """sqrt(beta) nu, the standard deviation of both kernels."""
         return jnp.exp(0.5 * jax.nn.log_sigmoid(self.logits)) * self.prior_std
 
     @property
     def scale(self) -> jax.Array:
-        """sqrt(1 - beta), what a step keeps of the latent, `[K, A]`."""
+        """sqrt(1 - beta), what a step keeps of the latent."""
         return jnp.exp(0.5 * jax.nn.log_sigmoid(-self.logits))
 
 
@@ -112,7 +115,7 @@ def chain_metrics(rho: jax.Array, schedule: NoiseSchedule) -> dict[str, jax.Arra
 
 
 def drift_coefficient(schedule: NoiseSchedule) -> jax.Array:
-    """c_k for every step, `[K, A]` (see the module docstring)."""
+    """c_k for every step, shaped as the logits (see the module docstring)."""
     log_beta = jax.nn.log_sigmoid(schedule.logits)
     if schedule.prediction == "noise":
         return jnp.exp(0.5 * log_beta)
@@ -149,12 +152,12 @@ def prior_log_prob(schedule: NoiseSchedule, latent: jax.Array) -> jax.Array:
 
 def sample_prior(key: jax.Array, schedule: NoiseSchedule, shape: tuple[int, ...]) -> jax.Array:
     """a^K ~ N(0, nu^2 I), `[*shape, A]`. The key is consumed."""
-    return schedule.prior_std * jax.random.normal(key, (*shape, schedule.logits.shape[1]))
+    return schedule.prior_std * jax.random.normal(key, (*shape, schedule.logits.shape[-1]))
 
 
 def sample_noise(key: jax.Array, schedule: NoiseSchedule, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """What a chain is made of: a^K `[*shape, A]`, and standard normal noise `[K, *shape, A]`. The key is consumed."""
-    draws = jax.random.normal(key, (schedule.num_denoising_steps + 1, *shape, schedule.logits.shape[1]))
+    draws = jax.random.normal(key, (schedule.num_denoising_steps + 1, *shape, schedule.logits.shape[-1]))
     return schedule.prior_std * draws[0], draws[1:]
 
 
@@ -190,7 +193,7 @@ def deterministic_chain(drift_fn: DriftFn, schedule: NoiseSchedule, shape: tuple
         mean, _ = denoising_mean_std(schedule, drift_fn(latent, k), latent, k)
         return mean, None
 
-    start = jnp.zeros((*shape, schedule.logits.shape[1]), schedule.logits.dtype)
+    start = jnp.zeros((*shape, schedule.logits.shape[-1]), schedule.logits.dtype)
     steps = jnp.arange(1, schedule.num_denoising_steps + 1)
     return jax.lax.scan(step, start, steps, reverse=True)[0]
 

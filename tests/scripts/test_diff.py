@@ -15,7 +15,7 @@ from tests.running import ROOT, SCRIPTS
 
 # script, script derived from it, most changed lines, sections that are equal byte for byte
 PAIRS = [
-    ("sac_jax.py", "diffsac_jax.py", 135, ("training", "main")),
+    ("sac_jax.py", "diffsac_jax.py", 140, ("training", "main")),
     ("sac_jax.py", "crossq_jax.py", 90, ("policy", "training", "main")),
     ("crossq_jax.py", "diffcrossq_jax.py", 140, ("training", "main")),
     ("diffsac_jax.py", "diffwpo_jax.py", 80, ("networks", "policy", "training", "main")),

@@ -28,19 +28,27 @@ def agent_and_batch(module, args, dtype):
     return random_agent(module, args, O, A, dtype), batch
 
 
+def with_noise_logits(params, logits, kernel=None):
+    """An actor's parameters with other noise logits; `kernel`: with what the state adds to them scaled by it."""
+    net = params["params"]
+    levels = net["levels"] if kernel is None else jax.tree.map(lambda x: kernel * x, net["levels"])
+    return {"params": {**net, "noise_logits": logits, "levels": levels}}
+
+
 def log_normal(x, mean, std):
     return float(np.sum(-0.5 * ((x - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)))
 
 
 def log_lik_by_hand(args, agent, obs, latents):
     """l = log p(a^K) + sum_k rho_k - log det tanh of one chain `[K+1, A]` at obs `[O]`, by loops over numpy arrays."""
-    params = jax.tree.map(np.asarray, agent.actor.params)
-    net, nu = params["drift"]["params"], args.prior_std
-    beta = 1 / (1 + np.exp(-params["noise_logits"]))
-    abar = np.concatenate([np.ones((1, A)), np.cumprod(1 - beta, axis=0)])
+    net, nu = jax.tree.map(np.asarray, agent.actor.params)["params"], args.prior_std
     dense = lambda name, x: x @ net[name]["kernel"] + net[name]["bias"]  # noqa: E731
     relu = lambda x: np.maximum(x, 0)  # noqa: E731
-    features = dense("from_obs", relu(dense("trunk_1", relu(dense("trunk_0", obs)))))
+    encoded = relu(dense("trunk_1", relu(dense("trunk_0", obs))))
+    features = dense("from_obs", encoded)
+    logits = net["noise_logits"] + np.einsum("h,hka->ka", encoded, net["levels"]["kernel"])
+    beta = 1 / (1 + np.exp(-logits))
+    abar = np.concatenate([np.ones((1, A)), np.cumprod(1 - beta, axis=0)])
     total = log_normal(latents[K], 0.0, np.full(A, nu))
     for k in range(1, K + 1):
         angle = k / K * (np.pi / 2) * np.array([1, 2, 4, 8])
@@ -98,10 +106,11 @@ def test_identity_9_gradient_of_the_noise_levels():
 
             @jax.jit
             def loss(logits, args=args, agent=agent, batch=batch):
-                params = {**agent.actor.params, "noise_logits": logits}
-                return diffsac_jax.actor_loss(params, args, agent, jax.random.key(1), batch)[0]
+                return diffsac_jax.actor_loss(
+                    with_noise_logits(agent.actor.params, logits), args, agent, jax.random.key(1), batch
+                )[0]
 
-            logits = np.asarray(agent.actor.params["noise_logits"])
+            logits = np.asarray(agent.actor.params["params"]["noise_logits"])
             automatic = jax.grad(loss)(logits)
             for index in np.ndindex(logits.shape):
                 step = np.zeros_like(logits)
@@ -117,12 +126,14 @@ def test_an_update_at_noise_levels_of_1_is_finite(name):
     module = importlib.import_module(name)
     args = module.Args(**SMALL)
     agent, batch = agent_and_batch(module, args, "float32")
-    agent.actor.params["noise_logits"] = agent.actor.params["noise_logits"].at[-1].set(25.0)
+    before = agent.actor.params["params"]["noise_logits"].at[-1].set(25.0)
+    params = with_noise_logits(agent.actor.params, before, kernel=0.0)
+    agent = agent.replace(actor=agent.actor.replace(params=params))
     after, metrics = jax.device_get(jax.jit(partial(module.update, args))(agent, jax.random.key(1), batch, 0))
     assert metrics["diffusion/beta_max"] == 1.0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((after, metrics)))
     # Every level but the last, whose gradient has vanished, goes on learning.
-    moved = np.abs(after.actor.params["noise_logits"] - agent.actor.params["noise_logits"])
+    moved = np.abs(after.actor.params["params"]["noise_logits"] - before)
     assert moved[:-1].min() > 1e-5
 
 

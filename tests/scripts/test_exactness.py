@@ -184,12 +184,6 @@ def widening(num_steps, prior_std):
     return (prior_std / LATENT_STD) ** (2 / (num_steps + 1))
 
 
-def best_levels(num_steps, prior_std):
-    """The optimum of the bound: variances s^2 r^k of a^k under the noising, and the beta_k that make them so."""
-    variance = LATENT_STD**2 * widening(num_steps, prior_std) ** np.arange(num_steps + 1)
-    return variance, np.diff(variance) / np.maximum(prior_std**2 - variance[:-1], 1e-12)
-
-
 def train_control(name, num_updates, prior_std=None, **settings):
     """Trains on the exact Q: half of the updates, then half with a tenth of the learning rate, averaged at the end.
 
@@ -200,11 +194,6 @@ def train_control(name, num_updates, prior_std=None, **settings):
     settings = {"autotune": False, "alpha": ALPHA, "hidden_dim": 32, **settings}
     args = make_args(module, gamma=GAMMA, policy_lr=1e-3, q_lr=1e-2, **settings, **more)
     agent = jax.jit(partial(module.init_agent, args, CONTROL))(jax.random.key(0))
-    if prior_std is not None and not np.isclose(prior_std, LATENT_STD):
-        # b_1 would have to travel 3 units: start half a unit away.
-        _, beta = best_levels(args.num_denoising_steps, prior_std)
-        logits = jnp.asarray(np.log(beta / (1 - beta))[:, None] + 0.5, jnp.float32)
-        agent = with_actor_params(agent, {**agent.actor.params, "noise_logits": logits})
     agent = with_known_critic(agent, quadratic_value)
     half = num_updates // 2
     rates = {part: optax.piecewise_constant_schedule(args.policy_lr, {half: 0.1}) for part in ("actor", "temperature")}
@@ -281,9 +270,7 @@ def test_identity_12_the_temperature_holds_the_real_entropy(num_steps):
     target = -1.2
     variance = np.exp(2 * target) / (2 * np.pi * np.e)  # of u = a / 10; r s^2 = s^(2K/(K+1)) with nu = 1
     alpha = 2 * (1 + GAMMA * P) * BOUND**2 * variance ** ((num_steps + 1) / num_steps)
-    # With K = 1 the only level would have to travel 5 units, and the temperature would fall meanwhile.
-    start = {"initial_beta_last": 0.01} if num_steps == 1 else {}
-    start["alpha"] = float(alpha * np.exp(0.5))
+    start = {"alpha": float(alpha * np.exp(0.5))}
     settings = {"num_denoising_steps": num_steps, "autotune": True, "target_entropy_scale": -target}
     module, args, agent = train_control("diffsac_jax", 16_000, **settings, **start)
     _, variance = gain_and_variance(module, args, agent)
