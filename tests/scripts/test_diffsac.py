@@ -120,6 +120,27 @@ def test_identity_9_gradient_of_the_noise_levels():
             assert np.abs(automatic).min() > 1e-4
 
 
+def test_the_policy_soon_acts_as_precisely_as_the_reward_asks():
+    """Q = -|u|^2 / (2 * 0.3^2) at temperature 0.02: the optimum's deviation is 0.04, the chain's own 0.06, the start's
+    0.6. After 500 updates it is below 0.1; with noise levels that are raw parameters it was 0.20."""
+    args = diffsac_jax.Args(hidden_dim=128, alpha=0.02, autotune=False, gamma=0.0)
+    agent = diffsac_jax.init_agent(args, SimpleNamespace(observation_size=O, action_size=A), jax.random.key(0))
+    value = lambda params, obs, action: jnp.broadcast_to(-(action**2).sum(-1) / 0.18, (2, len(obs)))  # noqa: E731
+    agent = agent.replace(critic=agent.critic.replace(apply_fn=value))
+    batch = replay.Transition(
+        jnp.ones((64, O)), jnp.zeros((64, A)), jnp.zeros(64), jnp.ones((64, O)), jnp.zeros(64, bool)
+    )
+
+    @jax.jit
+    def learned(agent, keys):
+        learn = lambda agent, key: (diffsac_jax.update(args, agent, key, batch, 0)[0], None)  # noqa: E731
+        agent, _ = jax.lax.scan(learn, agent, keys)
+        return diffsac_jax.sample_action(args, agent, keys[0], jnp.ones((4000, O)))[0]
+
+    deviation = np.std(learned(agent, jax.random.split(jax.random.key(1), 500)), axis=0)
+    assert np.all((0.03 < deviation) & (deviation < 0.1)), deviation
+
+
 @pytest.mark.parametrize("name", ["diffsac_jax", pytest.param("diffwpo_jax", marks=pytest.mark.slow)])
 def test_an_update_at_noise_levels_of_1_is_finite(name):
     """beta_K = 1 - 1e-11, which is 1 in float32: where long training leads."""
