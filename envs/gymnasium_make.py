@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import ctypes
-import difflib
 import importlib
 import os
 import sys
@@ -14,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from envs.gymnasium_spaces import check_spaces
-from envs.interface import UserError, one_line, parse_kwargs
+from envs.interface import UserError, did_you_mean, one_line, parse_kwargs
 
 MAX_REPLAY = 10_000  # steps; a longer episode begins anew when its run is resumed
 
@@ -33,9 +32,8 @@ def make_gymnasium(env_id: str, env_kwargs: str = "{}", **more: Any) -> gym.Env:
         except (ImportError, TypeError, ValueError) as error:
             raise UserError(f"cannot import {module!r} for environment {env_id!r}: {error}") from None
     if name not in gym.registry:
-        near = difflib.get_close_matches(name, list(gym.registry), n=3, cutoff=0.5)
-        hint = f"; did you mean {', '.join(near)}?" if near else "; see `gymnasium.pprint_registry()`"
-        raise UserError(f"unknown environment {env_id!r}{hint}")
+        hint = did_you_mean(name, gym.registry, "see `gymnasium.pprint_registry()`")
+        raise UserError(f"unknown environment {env_id!r}; {hint}")
     with _without_warnings():  # "Hopper-v4 is out of date", "Box low's precision lowered": once per copy
         try:
             env = gym.make(name, disable_env_checker=True, **{**kwargs, **more})

@@ -8,7 +8,9 @@ Actions lie in [-1, 1]; the environment layer rescales them to the environment's
 themselves. Both functions are pure and may be called inside jit, scan and vmap.
 """
 
+import difflib
 import json
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import jax
@@ -19,6 +21,12 @@ from flax import struct
 
 class UserError(Exception):
     """Something the user can put right. The scripts print it as one line and exit with status 2."""
+
+
+def did_you_mean(name: str, names: Iterable[str], otherwise: str) -> str:
+    """A question that names those of `names` that are nearly `name`, or `otherwise` if none is."""
+    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    return f"did you mean {', '.join(near)}?" if near else otherwise
 
 
 def one_line(error: BaseException) -> str:

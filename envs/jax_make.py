@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import importlib
 import io
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import gymnasium as gym
 import jax
 import jax.numpy as jnp
 
-from envs.interface import UserError, one_line, parse_kwargs
+from envs.interface import UserError, did_you_mean, one_line, parse_kwargs
 
 LIBRARIES = ("playground", "brax")
 NEEDS = "pip install '.[playground]'"
@@ -109,8 +108,7 @@ def _own(env_id: str, kwargs: dict[str, Any]) -> Task:
 
 def _known(name: str, names: tuple[str, ...]) -> None:
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        raise UserError(f"no such environment; {'did you mean' if near else 'there are'} {', '.join(near or names)}?")
+        raise UserError(f"no such environment; {did_you_mean(name, names, 'there are ' + ', '.join(names))}")
 
 
 def check(env_id: str, env: Any) -> Any:
