@@ -3,6 +3,7 @@
 import argparse
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from benchmarks.rounds import (
@@ -24,7 +25,7 @@ import sys, time
 import sbx
 from stable_baselines3.common.callbacks import BaseCallback
 
-env_id, start, warm, total, seed = sys.argv[1], *map(int, sys.argv[2:])
+algorithm, env_id, start, warm, total, seed = *sys.argv[1:3], *map(int, sys.argv[3:])
 
 class Clock(BaseCallback):
     def _on_step(self):
@@ -34,8 +35,8 @@ class Clock(BaseCallback):
             print("steps_per_second", (total - warm) / (time.perf_counter() - self.begin))
         return True
 
-model = sbx.SAC("MlpPolicy", env_id, learning_starts=start, batch_size=256, buffer_size=1_000_000, train_freq=1,
-                gradient_steps=1, policy_kwargs={"net_arch": [256, 256]}, seed=seed)
+model = getattr(sbx, algorithm)("MlpPolicy", env_id, learning_starts=start, batch_size=256, buffer_size=1_000_000,
+                                train_freq=1, gradient_steps=1, policy_kwargs={"net_arch": [256, 256]}, seed=seed)
 model.learn(total, callback=Clock())
 """
 ONE_ENV = ["--num-envs", "1", "--num-steps", "2048"]  # CleanRL's rollout
@@ -50,28 +51,31 @@ def peers_python(options: argparse.Namespace) -> str:
 
 
 def sbx(options: argparse.Namespace) -> list[Row]:
-    """SAC's steps/s against SBX's."""
+    """SAC's and CrossQ's steps/s against SBX's."""
     python = peers_python(options)
     version = run_process([python, "-c", "from importlib.metadata import version; print(version('sbx-rl'))"], ROOT)
 
-    def theirs(i: int) -> float:
+    def theirs(algorithm: str, i: int) -> float:
         # Learning starts at 1000; the clock starts 1000 steps later, when everything has been compiled.
-        arguments = [options.env_id, "1000", "2000", f"{2000 + options.steps}", f"{i + 1}"]
+        arguments = [algorithm, options.env_id, "1000", "2000", f"{2000 + options.steps}", f"{i + 1}"]
         out = run_process([python, "-c", SBX, *arguments], ROOT)
         return float(re.search(r"steps_per_second (\S+)", out).group(1))
 
-    def ours(i: int) -> float:
-        return steps_per_second(options, "sac_jax.py", *off_policy_flags(options), "--seed", f"{i + 1}")
+    def ours(script: str, i: int) -> float:
+        return steps_per_second(options, script, *off_policy_flags(options), "--seed", f"{i + 1}")
 
-    rate = in_turns(options.rounds, {"sac_jax.py": ours, "SBX SAC": theirs})
-    ratio = median(ratios(rate["sac_jax.py"], rate["SBX SAC"]))
+    scripts = {"SAC": "sac_jax.py", "CrossQ": "crossq_jax.py"}
+    measures = {script: partial(ours, script) for script in scripts.values()}
+    rate = in_turns(options.rounds, measures | {f"SBX {name}": partial(theirs, name) for name in scripts})
     how = (
         f"{options.env_id}, 2 x 256 units, batch 256, one environment; {options.rounds} rounds of {options.steps} steps"
     )
-    return [
-        ("sac_jax.py", median(rate["sac_jax.py"], 0, " steps/s"), how),
-        (f"sac_jax.py / SBX {version.strip()} SAC, steps/s", ratio, how),
-    ]
+    rows = []
+    for name, script in scripts.items():
+        ratio = median(ratios(rate[script], rate[f"SBX {name}"]))
+        rows.append((script, median(rate[script], 0, " steps/s"), how))
+        rows.append((f"{script} / SBX {version.strip()} {name}, steps/s", ratio, how))
+    return rows
 
 
 def ppo(options: argparse.Namespace) -> list[Row]:

@@ -8,7 +8,7 @@ Rows:
     updates   one update of each off-policy script, as a multiple of SAC's or of its nearest kin's
     startup   seconds from the command to the first environment step
     seeds     --num-seeds 4 against four runs one after another
-    sbx       SAC's steps/s against SBX's; needs --peers-python
+    sbx       SAC's and CrossQ's steps/s against SBX's; needs --peers-python
     ppo       PPO's steps/s against CleanRL's; needs --peers-python and --cleanrl
     diffppo   DiffPPO's steps/s against PPO's
 
