@@ -122,7 +122,7 @@ class Actor(nn.Module):
     def setup(self):
         self.trunk = [nn.Dense(self.hidden_dim), nn.Dense(self.hidden_dim)]
         self.from_obs, self.from_latent, self.from_level, self.head = [nn.Dense(self.head_dim) for _ in range(4)]
-        self.drift = nn.Dense(self.action_size, kernel_init=nn.initializers.zeros)
+        self.drift = nn.Dense(2 * self.action_size, kernel_init=nn.initializers.zeros)
         sizes = self.num_denoising_steps, self.action_size
         self.levels = nn.DenseGeneral(sizes, use_bias=False, kernel_init=nn.initializers.zeros)
         self.noise_logits = self.param(
@@ -138,7 +138,8 @@ class Actor(nn.Module):
         """features `[B, head_dim]`, latent a^k `[B, A]`, k int `[B]` or scalar -> `[B, A]`."""
         level = diffusion.level_embedding(k, self.num_denoising_steps)
         x = nn.relu(features + self.from_latent(latent) + self.from_level(level))
-        return self.drift(nn.relu(self.head(x)))
+        shift, pull = jnp.split(self.drift(nn.relu(self.head(x))), 2, axis=-1)
+        return shift - pull * latent
 
     def __call__(self, obs, latent, k):
         return self.denoise(self.encode(obs)[0], latent, k)
