@@ -64,6 +64,7 @@ class GymnasiumStage(Stage):
     def __init__(self, env_id: str, env_kwargs: str, size: tuple[int, int] | None):
         more = {"width": size[0], "height": size[1]} if size else {}
         self.env: gym.Env = make_gymnasium(env_id, env_kwargs, render_mode="rgb_array", **more)
+        follow(self.env.unwrapped)
         self.pace = self.env.metadata.get("render_fps") or STEPS_PER_SECOND
         self.max_episode_steps = self.env.spec.max_episode_steps
         self._low, self._high = action_bounds(self.env)
@@ -83,6 +84,18 @@ class GymnasiumStage(Stage):
 
     def close(self) -> None:
         self.env.close()
+
+
+def follow(env: Any) -> None:
+    """Draws a MuJoCo environment of Gymnasium from its model's camera "track", unless another was asked for.
+
+    Gymnasium 1.4 leaves that camera for one at rest, and the agent walks out of the picture.
+    """
+    renderer = getattr(env, "mujoco_renderer", None)
+    asked = getattr(env, "camera_id", None) is not None or getattr(env, "camera_name", None) is not None
+    if renderer is not None and renderer.camera_id == -1 and not asked:
+        cameras = [env.model.camera(i).name for i in range(env.model.ncam)]
+        renderer.camera_id = cameras.index("track") if "track" in cameras else -1
 
 
 class JaxStage(Stage):

@@ -1,0 +1,24 @@
+"""What is drawn when an environment is looked at."""
+
+import pytest
+
+from envs.stage import make_stage
+
+
+@pytest.mark.parametrize(
+    "env_id, env_kwargs, camera",
+    [
+        ("HalfCheetah-v4", "{}", "track"),
+        ("Hopper-v5", "{}", "track"),
+        ("Ant-v4", "{}", "track"),
+        ("Humanoid-v4", "{}", "track"),
+        ("Reacher-v4", "{}", None),  # its model has no camera, and stays where it is
+        ("Hopper-v4", '{"camera_id": -1}', None),
+        ("Hopper-v4", '{"camera_name": "track"}', "track"),
+    ],
+)
+def test_the_camera_follows_an_agent_that_moves_unless_another_was_asked_for(env_id, env_kwargs, camera):
+    with make_stage(env_id, env_kwargs) as stage:
+        env = stage.env.unwrapped
+        chosen = env.mujoco_renderer.camera_id
+        assert (env.model.camera(chosen).name if chosen >= 0 else None) == camera
