@@ -1,0 +1,89 @@
+"""How soon a policy acts as precisely as its Q asks, and how well it follows a Q that changes.
+
+    python -m benchmarks.precision                                    # all of the SAC family, about a minute each
+    python -m benchmarks.precision --algorithms sac diffsac --set head_dim=128 num_denoising_steps=4
+
+Without environment and critics: with three action dimensions and random states of eight, Q(s, u) is
+-|u - m(s)|^2 / (2 * 0.3^2), m(s) = 0.6 tanh(W s). At the temperature 0.02 the soft-optimal deviation is 0.042. The
+scripts' own `update` trains with this Q in the place of the critics, for 4,000 updates: on one W, and on ten that
+follow each other. The error is the root of the mean of (u - m(s))^2 over states, actions and dimensions, of the
+stochastic policy.
+"""
+
+import argparse
+import ast
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.bandit import ALGORITHMS, with_exact_critic
+from benchmarks.tables import BANDIT_ALGORITHMS, markdown
+from common import replay
+
+SIZES = SimpleNamespace(observation_size=8, action_size=3)
+STRETCH, STRETCHES, BATCH = 400, 10, 256
+
+
+def learner(module: Any, args: Any) -> tuple[Callable, Callable]:
+    """start(key) -> agent; learn(agent, key, W `[8, 3]`) -> the agent after a stretch of updates, its error."""
+
+    def best(obs, weights):
+        return 0.6 * jnp.tanh(obs @ weights)
+
+    def start(key):
+        return module.init_agent(args, SIZES, key)
+
+    @jax.jit
+    def learn(agent, key, weights):
+        critics = agent.critic.apply_fn
+        agent = with_exact_critic(agent, lambda obs, u: -((u - best(obs, weights)) ** 2).sum(-1) / 0.18)
+
+        def step(agent, key_and_index):
+            obs_key, update_key = jax.random.split(key_and_index[0])
+            obs, zeros = jax.random.normal(obs_key, (BATCH, SIZES.observation_size)), jnp.zeros(BATCH)
+            batch = replay.Transition(obs, jnp.zeros((BATCH, SIZES.action_size)), zeros, obs, zeros.astype(bool))
+            return module.update(args, agent, update_key, batch, key_and_index[1])[0], None
+
+        update_key, obs_key, action_key = jax.random.split(key, 3)
+        keys = jax.random.split(update_key, STRETCH), jnp.arange(STRETCH)
+        agent, _ = jax.lax.scan(step, agent, keys)
+        obs = jax.random.normal(obs_key, (4000, SIZES.observation_size))
+        action, _ = module.sample_action(args, agent, action_key, obs)
+        error = jnp.sqrt(jnp.mean((action - best(obs, weights)) ** 2))
+        return agent.replace(critic=agent.critic.replace(apply_fn=critics)), error
+
+    return start, learn
+
+
+def errors(name: str, changing: bool, seed: int = 1, **settings: Any) -> list[float]:
+    """The error after each stretch."""
+    module = ALGORITHMS[name]
+    start, learn = learner(module, module.Args(gamma=0.0, alpha=0.02, autotune=False, **settings))
+    key, agent_key, weights_key = jax.random.split(jax.random.key(seed), 3)
+    weights = 0.5 * jax.random.normal(weights_key, (STRETCHES, SIZES.observation_size, SIZES.action_size))
+    agent, found = start(agent_key), []
+    for i, stretch_key in enumerate(jax.random.split(key, STRETCHES)):
+        agent, error = learn(agent, stretch_key, weights[i if changing else 0])
+        found.append(float(error))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of the scripts")
+    options = parser.parse_args()
+    settings = {name: ast.literal_eval(value) for name, value in (word.split("=") for word in options.set)}
+    rows = []
+    for name in options.algorithms:
+        fixed, changing = (errors(name, changing, **settings) for changing in (False, True))
+        follows = sum(changing[1:]) / (STRETCHES - 1)
+        rows.append([BANDIT_ALGORITHMS[name], *(f"{x:.3f}" for x in (fixed[0], fixed[-1], follows))])
+    print(markdown(["algorithm", f"after {STRETCH} updates", f"after {STRETCH * STRETCHES}", "changing Q"], rows))
+
+
+if __name__ == "__main__":
+    main()
