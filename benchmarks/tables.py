@@ -310,7 +310,6 @@ def speed_table(path: Path, main: bool = False) -> str:
 BANDIT_ALGORITHMS = {
     "sac": "SAC",
     "diffsac": "DiffSAC",
-    "diffsac_chain": "DiffSAC `--backprop-through-chain`",
     "diffwpo": "DiffWPO",
     "diffcrossq": "DiffCrossQ",
 }
