@@ -25,7 +25,7 @@ def agent_and_batch(module, args, dtype):
     draw = lambda *shape: rng.normal(size=shape).astype(dtype)  # noqa: E731
     obs, action, reward, next_obs = draw(B, O), np.tanh(draw(B, A)), draw(B), draw(B, O)
     batch = replay.Transition(obs, action, reward, next_obs, np.arange(B) % 4 == 0)
-    return random_agent(module, args, O, A, dtype, scale=0.3), batch
+    return random_agent(module, args, O, A, dtype, seed=4, scale=0.4), batch
 
 
 def with_noise_logits(params, logits, kernel=None):
@@ -95,7 +95,7 @@ def test_losses_by_hand(prediction, prior_std):
         loss, _ = diffsac_jax.critic_loss(agent.critic.params, args, agent, critic_key, batch)
         np.testing.assert_allclose(loss, np.sum(errors) / B, rtol=1e-7)  # constants are float32
         loss, _ = diffsac_jax.actor_loss(agent.actor.params, args, agent, actor_key, batch)
-        np.testing.assert_allclose(loss, np.mean(actor_terms), atol=1e-7 * np.abs(actor_terms).max())  # they may cancel
+        np.testing.assert_allclose(loss, np.mean(actor_terms), rtol=1e-7)
 
 
 def test_identity_9_gradient_of_the_noise_levels():
@@ -119,27 +119,6 @@ def test_identity_9_gradient_of_the_noise_levels():
                 numeric = (loss(logits + step) - loss(logits - step)) / 2e-5
                 np.testing.assert_allclose(automatic[index], numeric, rtol=1e-6, atol=1e-8)
             assert np.abs(automatic).min() > 1e-4
-
-
-def test_the_policy_soon_acts_as_precisely_as_the_reward_asks():
-    """Q = -|u|^2 / (2 * 0.3^2) at temperature 0.02: the optimum's deviation is 0.04, the chain's own 0.06, the start's
-    0.6. After 500 updates it is below 0.1; with noise levels that are raw parameters it was 0.20."""
-    args = diffsac_jax.Args(hidden_dim=128, alpha=0.02, autotune=False, gamma=0.0)
-    agent = diffsac_jax.init_agent(args, SimpleNamespace(observation_size=O, action_size=A), jax.random.key(0))
-    value = lambda params, obs, action: jnp.broadcast_to(-(action**2).sum(-1) / 0.18, (2, len(obs)))  # noqa: E731
-    agent = agent.replace(critic=agent.critic.replace(apply_fn=value))
-    batch = replay.Transition(
-        jnp.ones((64, O)), jnp.zeros((64, A)), jnp.zeros(64), jnp.ones((64, O)), jnp.zeros(64, bool)
-    )
-
-    @jax.jit
-    def learned(agent, keys):
-        learn = lambda agent, key: (diffsac_jax.update(args, agent, key, batch, 0)[0], None)  # noqa: E731
-        agent, _ = jax.lax.scan(learn, agent, keys)
-        return diffsac_jax.sample_action(args, agent, keys[0], jnp.ones((4000, O)))[0]
-
-    deviation = np.std(learned(agent, jax.random.split(jax.random.key(1), 500)), axis=0)
-    assert np.all((0.03 < deviation) & (deviation < 0.1)), deviation
 
 
 @pytest.mark.parametrize("name", ["diffsac_jax", pytest.param("diffwpo_jax", marks=pytest.mark.slow)])

@@ -24,7 +24,7 @@ def x64():
 
 
 def make_agent(module, args, alpha, multiplier=0.0):
-    agent = random_agent(module, args, O, A, "float64", scale=0.3)
+    agent = random_agent(module, args, O, A, "float64", seed=2, scale=0.3)
     temperature = agent.temperature.replace(params={"log_alpha": jnp.log(jnp.float64(alpha))})
     if module is diffwpo_jax:
         log_multiplier = {"log": jnp.log(jnp.float64(multiplier))}
@@ -84,7 +84,7 @@ def test_identity_7_at_any_temperature_the_gradients_agree_in_expectation():
     error = samples.std(axis=0) / np.sqrt(len(samples))
     moving = error > 0
     z = samples.mean(axis=0)[moving] / error[moving]
-    assert moving.mean() > 0.8 and np.abs(z).max() < 5.0 and 0.5 < (z**2).mean() < 1.6
+    assert moving.mean() > 0.9 and np.abs(z).max() < 5.0 and 0.5 < (z**2).mean() < 1.6
 
 
 def test_identity_7_velocities_are_finite_differences_of_the_objective():

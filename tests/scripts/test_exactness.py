@@ -262,6 +262,20 @@ def test_identity_10_diffusion_exact_q(name, prior_std):
     assert_control_is_optimal(name, num_updates, prior_std, num_denoising_steps=8)
 
 
+def test_the_policy_soon_acts_as_precisely_as_the_reward_asks():
+    """Q = -|u|^2 / (2 * 0.3^2) at temperature 0.02: the optimum's deviation is 0.04, the chain's own 0.06, the start's
+    0.6. After 500 updates it is below 0.1; with noise levels that are raw parameters it was 0.20."""
+    module, obs = load("diffsac_jax"), jnp.ones((64, 3))
+    args = module.Args(hidden_dim=128, alpha=0.02, autotune=False, gamma=0.0)
+    agent = module.init_agent(args, SimpleNamespace(observation_size=3, action_size=2), jax.random.key(0))
+    agent = with_known_critic(agent, lambda obs, action: -(action**2).sum(-1) / 0.18)
+    batch = replay.Transition(obs, jnp.zeros((64, 2)), jnp.zeros(64), obs, jnp.zeros(64, bool))
+    agent = train(module, args, agent, jax.random.key(1), 500, lambda key: batch)
+    action, _ = module.sample_action(args, agent, jax.random.key(2), jnp.ones((4000, 3)))
+    deviation = np.std(action, axis=0)
+    assert np.all((0.03 < deviation) & (deviation < 0.1)), deviation
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [1, 2, 4, 8])
 def test_identity_12_the_temperature_holds_the_real_entropy(num_steps):
