@@ -142,6 +142,16 @@ def make_args(name: str, num_steps: int, hidden_dim: int) -> Any:
     return ALGORITHMS[name].Args(**settings, **own)
 
 
+def learn(module: Any, args: Any, agent: Any, key: jax.Array, updates: int, draw_batch: Callable) -> Any:
+    """The agent after so many of the script's updates, each on a batch draw_batch(key)."""
+
+    def step(agent, key_and_index):
+        batch_key, update_key = jax.random.split(key_and_index[0])
+        return module.update(args, agent, update_key, draw_batch(batch_key), key_and_index[1])[0], None
+
+    return jax.lax.scan(step, agent, (jax.random.split(key, updates), jnp.arange(updates)))[0]
+
+
 def learner(name: str, args: Any, bandits: tuple[Bandit, ...], updates: int) -> Callable:
     """(number of the bandit, key) -> its agent, trained."""
     module, size, q = ALGORITHMS[name], bandits[0].size, exact_q(bandits)
@@ -152,13 +162,11 @@ def learner(name: str, args: Any, bandits: tuple[Bandit, ...], updates: int) -> 
         agent = with_exact_critic(module.init_agent(args, env, init_key), q)
         obs = jnp.full((args.batch_size, 1), number, jnp.float32)
 
-        def step(agent, key_and_index):
-            action_key, update_key = jax.random.split(key_and_index[0])
-            action = jax.random.uniform(action_key, (args.batch_size, size), minval=-1.0, maxval=1.0)
-            batch = replay.Transition(obs, action, q(obs, action), obs, jnp.zeros(args.batch_size, bool))
-            return module.update(args, agent, update_key, batch, key_and_index[1])[0], None
+        def draw_batch(key):
+            action = jax.random.uniform(key, (args.batch_size, size), minval=-1.0, maxval=1.0)
+            return replay.Transition(obs, action, q(obs, action), obs, jnp.zeros(args.batch_size, bool))
 
-        return jax.lax.scan(step, agent, (jax.random.split(key, updates), jnp.arange(updates)))[0]
+        return learn(module, args, agent, key, updates, draw_batch)
 
     return train
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.bandit import ALGORITHMS, with_exact_critic
+from benchmarks.bandit import ALGORITHMS, learn, with_exact_critic
 from benchmarks.tables import BANDIT_ALGORITHMS, markdown
 from common import replay
 
@@ -27,46 +27,39 @@ SIZES = SimpleNamespace(observation_size=8, action_size=3)
 STRETCH, STRETCHES, BATCH = 400, 10, 256
 
 
-def learner(module: Any, args: Any) -> tuple[Callable, Callable]:
-    """start(key) -> agent; learn(agent, key, W `[8, 3]`) -> the agent after a stretch of updates, its error."""
+def stretch(module: Any, args: Any) -> Callable:
+    """(agent, key, W `[8, 3]`) -> the agent after a stretch of updates, its error; compiled once."""
 
     def best(obs, weights):
         return 0.6 * jnp.tanh(obs @ weights)
 
-    def start(key):
-        return module.init_agent(args, SIZES, key)
+    def draw_batch(key):
+        obs, zeros = jax.random.normal(key, (BATCH, SIZES.observation_size)), jnp.zeros(BATCH)
+        return replay.Transition(obs, jnp.zeros((BATCH, SIZES.action_size)), zeros, obs, zeros.astype(bool))
 
     @jax.jit
-    def learn(agent, key, weights):
+    def run(agent, key, weights):
         critics = agent.critic.apply_fn
         agent = with_exact_critic(agent, lambda obs, u: -((u - best(obs, weights)) ** 2).sum(-1) / 0.18)
-
-        def step(agent, key_and_index):
-            obs_key, update_key = jax.random.split(key_and_index[0])
-            obs, zeros = jax.random.normal(obs_key, (BATCH, SIZES.observation_size)), jnp.zeros(BATCH)
-            batch = replay.Transition(obs, jnp.zeros((BATCH, SIZES.action_size)), zeros, obs, zeros.astype(bool))
-            return module.update(args, agent, update_key, batch, key_and_index[1])[0], None
-
         update_key, obs_key, action_key = jax.random.split(key, 3)
-        keys = jax.random.split(update_key, STRETCH), jnp.arange(STRETCH)
-        agent, _ = jax.lax.scan(step, agent, keys)
+        agent = learn(module, args, agent, update_key, STRETCH, draw_batch)
         obs = jax.random.normal(obs_key, (4000, SIZES.observation_size))
         action, _ = module.sample_action(args, agent, action_key, obs)
         error = jnp.sqrt(jnp.mean((action - best(obs, weights)) ** 2))
         return agent.replace(critic=agent.critic.replace(apply_fn=critics)), error
 
-    return start, learn
+    return run
 
 
 def errors(name: str, changing: bool, seed: int = 1, **settings: Any) -> list[float]:
     """The error after each stretch."""
     module = ALGORITHMS[name]
-    start, learn = learner(module, module.Args(gamma=0.0, alpha=0.02, autotune=False, **settings))
+    args = module.Args(gamma=0.0, alpha=0.02, autotune=False, **settings)
     key, agent_key, weights_key = jax.random.split(jax.random.key(seed), 3)
     weights = 0.5 * jax.random.normal(weights_key, (STRETCHES, SIZES.observation_size, SIZES.action_size))
-    agent, found = start(agent_key), []
+    agent, run, found = module.init_agent(args, SIZES, agent_key), stretch(module, args), []
     for i, stretch_key in enumerate(jax.random.split(key, STRETCHES)):
-        agent, error = learn(agent, stretch_key, weights[i if changing else 0])
+        agent, error = run(agent, stretch_key, weights[i if changing else 0])
         found.append(float(error))
     return found
 
