@@ -116,7 +116,9 @@ class Checkpoints:
     def _read(self, checkpoint: Path, item: str, tree: Any) -> Any:
         place = self._link / checkpoint.relative_to(self.folder.parent) / item
         with self._orbax.StandardCheckpointer() as checkpointer:
-            saved, here = named_leaves(checkpointer.metadata(place).item_metadata.tree), named_leaves(tree)
+            if (found := checkpointer.metadata(place).item_metadata) is None:  # in a small copy of a run
+                raise UserError(f"{checkpoint} has no {item} of the training state: no run can go on from it")
+            saved, here = named_leaves(found.tree), named_leaves(tree)
             for name in sorted(saved.keys() | here.keys()):
                 if name not in saved or name not in here:
                     raise UserError(f"{checkpoint} does not fit this script: {item}.{name} is in only one of them")

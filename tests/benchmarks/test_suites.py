@@ -30,8 +30,10 @@ def test_suites_hold_what_they_promise():
     assert len(quick) == 7 and {job.script for job in quick} == SCRIPTS
     mujoco = ("Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid")
     names = [script.removesuffix(".py") for script in SCRIPTS]
-    assert runs("gym") == {(name, f"{env}-v4", seed) for name in names for env in mujoco for seed in range(1, 6)}
+    assert runs("gym") == {(name, f"{env}-v4", seed) for name in names for env in mujoco for seed in range(1, 11)}
     assert {job.args.total_timesteps for job in suites.jobs_of(ALL, "gym")} == {1_000_000}
+    assert runs("off_policy") == {run for run in runs("gym") if run[1][:3] in ("Hop", "Wal", "Hal") and "ppo" not in run[0]}
+    assert {job.args.total_timesteps for job in suites.jobs_of(ALL, "off_policy")} == {100_000}
     full = runs("full")
     assert runs("gym") < full and runs("turning") < full
     ablations = runs("ablations")
@@ -61,9 +63,9 @@ def test_a_name_is_of_one_run():
 
 def test_consecutive_seeds_are_one_process():
     jobs = suites.jobs_of(ALL, "gym", vmap=True)
-    assert len(jobs) == 35 and {job.seeds for job in jobs} == {"1-5"}
-    assert jobs[0].name.startswith("Hopper-v4__sac_jax__1-5__gym-")
-    assert "--seed 1 --num-seeds 5 --total-timesteps" in shlex.join(jobs[0].command("runs"))
+    assert len(jobs) == 35 and {job.seeds for job in jobs} == {"1-10"}
+    assert jobs[0].name.startswith("Hopper-v4__sac_jax__1-10__gym-")
+    assert "--seed 1 --num-seeds 10 --total-timesteps" in shlex.join(jobs[0].command("runs"))
     entry = {"name": "a", "script": "sac_jax.py", "envs": ["Hopper-v4"], "seeds": [1, 3], "steps": 10_000}
     assert [job.seeds for job in suites.jobs_of({"mine": {"runs": [entry]}}, "mine", vmap=True)] == ["1", "3"]
 

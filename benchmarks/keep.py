@@ -1,0 +1,96 @@
+"""Small copies of run folders: what an agent acts with and how it was evaluated, without what it was trained with.
+
+    python -m benchmarks.keep runs/RUN benchmarks/agents/diffsac_walker2d
+
+`harness.show` and `load_agent` take the copy as they take the run; it cannot be resumed. Critics, targets and optimisers
+are there as zeros, which take no room: an agent of Walker2d-v4 has 0.4 MB instead of 4.
+"""
+
+import argparse
+import csv
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint
+
+from envs import UserError, make_env
+from harness import RunFolder
+from harness.agents import read_agents
+from harness.checkpoint import complete
+from harness.cli import one_line_errors
+from harness.seal import seal
+
+ACTS = ("actor.params", "networks.params.actor", "obs_stats")
+
+
+def only_what_acts(agents: Any) -> Any:
+    """The agents with zeros for all that no action depends on."""
+
+    def keep(path: tuple, x: jax.Array) -> jax.Array:
+        return x if jax.tree_util.keystr(path, simple=True, separator=".").startswith(ACTS) else jnp.zeros_like(x)
+
+    return jax.tree_util.tree_map_with_path(keep, agents)
+
+
+def keep(run: Path, place: Path) -> None:
+    """Writes the small copy of a run. Raises UserError: the run is not finished, or the place is taken."""
+    folder = RunFolder(run)
+    if folder.status() != "finished":
+        raise UserError(f"{str(run)!r} is {folder.status()}: its last evaluation is not that of its agents")
+    module = folder.script()
+    args = folder.arguments(module.Args)
+    env = make_env(args.env_id, 1, 1, args.env_kwargs)
+    agents = read_agents(folder, module, args, env)
+    small = only_what_acts(agents)
+    obs = jax.random.normal(jax.random.key(0), (64, env.observation_size))
+
+    @jax.jit
+    @jax.vmap
+    def actions(agent):
+        sample, _ = module.sample_action(args, agent, jax.random.key(1), obs)
+        return sample, module.deterministic_action(args, agent, obs)
+
+    if not all(map(np.array_equal, actions(small), actions(agents))):
+        raise UserError(f"an agent of {module.__name__}.py acts with more than {', '.join(ACTS)}")
+
+    step = complete(folder.path / "checkpoints")[0].name
+    with tempfile.TemporaryDirectory() as beside:
+        copy = Path(beside) / "copy"
+        for name in ("args.json", "versions.json", "summary.json"):
+            copy.mkdir(exist_ok=True)
+            shutil.copy(folder.path / name, copy)
+        with (folder.path / "scalars.csv").open() as old, (copy / "scalars.csv").open("w", newline="") as new:
+            header, *rows = csv.reader(old)
+            csv.writer(new, lineterminator="\n").writerows([header, *(row for row in rows if row[3].startswith("eval/"))])
+        checkpoint = copy / "checkpoints" / step
+        checkpoint.mkdir(parents=True)
+        with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+            checkpointer.save(checkpoint / "agent", small)
+        for unused in ("_sharding", "array_metadatas"):  # of how the arrays lay on devices
+            path = checkpoint / "agent" / unused
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        seal(checkpoint)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copytree(copy, place)
+        except FileExistsError:
+            raise UserError(f"{str(place)!r} is there already") from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a finished run")
+    parser.add_argument("place", type=Path, help="the folder to make")
+    arguments = parser.parse_args()
+    with one_line_errors():
+        keep(arguments.run, arguments.place)
+
+
+if __name__ == "__main__":
+    main()

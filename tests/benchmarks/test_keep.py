@@ -1,0 +1,79 @@
+"""Small copies of runs, and those in benchmarks/agents."""
+
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import keep
+from envs import UserError
+from harness import RunFolder, load_agent, show
+from tests.running import ROOT, SMALL, enter, train
+
+AGENTS = sorted((ROOT / "benchmarks" / "agents").glob("*/"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train("crossq_jax.py", tmp_path_factory.mktemp("runs"), {**SMALL, "num-seeds": 2})
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_copy_acts_as_the_run_and_shows_the_same(run, tmp_path, capsys):
+    copy = tmp_path / "agents" / "copy"
+    keep.keep(run, copy)
+    obs, key = np.random.default_rng(0).normal(size=(5, 3)), jax.random.key(0)
+    for seed in (1, 2):
+        for deterministic in (False, True):
+            was, is_ = (load_agent(folder, seed, deterministic)(obs, key) for folder in (run, copy))
+            np.testing.assert_array_equal(is_, was)
+    said = []
+    for folder in (run, copy):
+        show.show(show.Settings(folder, episodes=2))
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and len(said[0].splitlines()) == 4
+    assert RunFolder(copy).summary() == RunFolder(run).summary()
+    evaluations = [row for row in RunFolder(run).scalars() if row[3].startswith("eval/")]
+    assert RunFolder(copy).scalars() == evaluations and evaluations
+    assert size(copy) < 0.3 * size(run)
+
+
+def test_what_cannot_be_kept_and_what_a_copy_cannot(run, tmp_path):
+    copy = tmp_path / "copy"
+    keep.keep(run, copy)
+    with pytest.raises(UserError, match="is there already"):
+        keep.keep(run, copy)
+    said = enter("crossq_jax.py", {"resume": copy, "total-timesteps": 800}, status=2).stderr
+    assert "000000000400 has no rest of the training state" in said and said.count("\n") == 1
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(run, unfinished)
+    (unfinished / "summary.json").unlink()
+    with pytest.raises(UserError, match="is unfinished"):
+        keep.keep(unfinished, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_agent_of_another_form_is_refused_not_emptied(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(keep, "ACTS", ("temperature",))
+    with pytest.raises(UserError, match=r"an agent of crossq_jax\.py acts with more than temperature"):
+        keep.keep(run, tmp_path / "copy")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", AGENTS, ids=lambda folder: folder.name)
+def test_an_agent_to_try_is_as_good_as_recorded(folder, capsys):
+    """The deterministic policy's mean over three episodes, of its last evaluation's ten."""
+    show.show(show.Settings(folder, episodes=3, policy="deterministic"))
+    (shown,) = re.findall(r"return +(-?[\d.]+) ", capsys.readouterr().out)
+    (returns,) = RunFolder(folder).summary()["episodic_return"].values()
+    assert float(shown) >= 0.8 * returns["deterministic_last"]
+
+
+def test_agents_to_try_are_small():
+    assert sum(map(size, AGENTS)) < 4e6
