@@ -2,13 +2,12 @@
 
     python -m benchmarks.keep runs/RUN benchmarks/agents/diffsac_walker2d
 
-`harness.show` and `load_agent` take the copy as they take the run; it cannot be resumed. Critics, targets and optimisers
-are there as zeros, which take no room: an agent of Walker2d-v4 has 0.4 MB instead of 4.
+`harness.show` and `load_agent` take the copy as they take the run; it cannot be resumed. Critics, targets and
+optimisers are there as zeros, which take no room: an agent of Hopper-v4 has 0.4 MB, its run 13.
 """
 
 import argparse
 import csv
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -67,7 +66,8 @@ def keep(run: Path, place: Path) -> None:
             shutil.copy(folder.path / name, copy)
         with (folder.path / "scalars.csv").open() as old, (copy / "scalars.csv").open("w", newline="") as new:
             header, *rows = csv.reader(old)
-            csv.writer(new, lineterminator="\n").writerows([header, *(row for row in rows if row[3].startswith("eval/"))])
+            evaluations = [row for row in rows if row[3].startswith("eval/")]
+            csv.writer(new, lineterminator="\n").writerows([header, *evaluations])
         checkpoint = copy / "checkpoints" / step
         checkpoint.mkdir(parents=True)
         with orbax.checkpoint.StandardCheckpointer() as checkpointer:
