@@ -1,6 +1,6 @@
 """Test settings: on the CPU, two workers side by side (`pytest -n 2`), one thread each. Most tests compile more than
-they compute: XLA goes without most of its optimisations, and its older CPU emitters, on whole programs, take 0.4 of the time
-of the newer ones. `XLA_FLAGS= pytest` is with XLA's own code generator; a run as a command has it anyway."""
+they compute: XLA goes without most of its optimisations, and its older CPU emitters, on whole programs, take 0.4 of the
+time of the newer ones. `XLA_FLAGS= pytest` is with XLA's own code generator; a run as a command has it anyway."""
 
 import os
 
