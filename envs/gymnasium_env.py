@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
-from envs.gymnasium_make import Replayable, action_bounds, make_gymnasium
+from envs.gymnasium_make import Replayable, action_bounds, global_generators_kept, make_gymnasium
 from envs.gymnasium_spaces import flatten_observations, try_out, unflattened
-from envs.interface import Environment, EnvState, TimeStep, new_episode, with_episode
+from envs.interface import Environment, EnvState, TimeStep, new_episode, one_line, with_episode
 
 # Computations that wait for a host callback must not occupy the thread that dispatches others.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -27,8 +27,9 @@ class GymnasiumEnv(Environment):
     def __init__(self, env_id: str, num_envs: int, num_seeds: int = 1, env_kwargs: str = "{}"):
         self.env_id, self.num_envs, self.num_seeds = env_id, num_envs, num_seeds
         try_out(env_id, make_gymnasium(env_id, env_kwargs))
+        self._make_one = lambda: Replayable(make_gymnasium(env_id, env_kwargs))
         self.envs = gym.vector.SyncVectorEnv(
-            [lambda: Replayable(make_gymnasium(env_id, env_kwargs))] * (num_envs * num_seeds),
+            [self._make_one] * (num_envs * num_seeds),
             autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
         )
         first = self.envs.envs[0].env
@@ -66,6 +67,21 @@ class GymnasiumEnv(Environment):
             if why := env.replay(saved[name]):
                 return why
         return None
+
+    def try_replay(self, saved: dict[str, Any]) -> str | None:
+        """Replays the first saved episode in another copy. The process's own generators stay as they are."""
+        with global_generators_kept():
+            try:
+                copy = self._make_one()
+            except Exception:  # of some environments only one copy may exist
+                return None
+            try:
+                copy.reset(seed=0)  # as those of a run that is started to go on
+                return copy.replay(next(iter(saved.values())))
+            except Exception as error:
+                return one_line(error)
+            finally:
+                copy.close()
 
     # ---- the host's side: arrays with leading axes (N,) for one agent, (S, N) for all of them
 

@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import importlib
 import os
+import random
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -134,6 +135,17 @@ class Replayable(gym.Wrapper):
 
     def _generator(self) -> np.random.Generator:
         return self.env.unwrapped.np_random
+
+
+@contextlib.contextmanager
+def global_generators_kept() -> Iterator[None]:
+    """Some environments draw from Python's and NumPy's global generators: afterwards those are as they were."""
+    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def prefer_headless_rendering() -> None:

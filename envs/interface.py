@@ -151,6 +151,10 @@ class Environment(Protocol):
         """Continues from what `save_host` returned. Returns None, or why it is impossible: then `reset` must follow."""
         return None
 
+    def try_replay(self, saved: dict[str, Any]) -> str | None:
+        """Why another process could not continue from what `save_host` returned, as far as a copy here can tell."""
+        return None
+
     def close(self) -> None:
         """Frees what the environments hold."""
 

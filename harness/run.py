@@ -22,7 +22,7 @@ from harness.lock import lock
 from harness.log import Log, check_wandb, start_wandb
 from harness.progress import Progress, say, say_header, say_summary
 from harness.record import Record
-from harness.resume import restored
+from harness.resume import restored, saved_host
 from harness.signals import Signals
 from harness.video import check_video, record_video
 
@@ -150,8 +150,8 @@ class Run:
         begin = time.time()
         with self._writing():
             record = {**self.record.to_json(), "wall_seconds": self.record.wall_seconds + begin - self._begin}
-            facts = {"step": self.step, "scalars_bytes": self._log.flush(), "record": record}
-            self._checkpoints.save(self.step, state, {**facts, "env": self.env.save_host()})
+            facts = {"step": self.step, "record": record, "env": saved_host(self.env, self._checkpoints)}
+            self._checkpoints.save(self.step, state, {**facts, "scalars_bytes": self._log.flush()})
         self.record.checkpoint_seconds += time.time() - begin
 
     def finish(self, state: Any, evaluate: Callable[[Any, int], dict]) -> None:

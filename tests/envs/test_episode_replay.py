@@ -1,13 +1,14 @@
 """A host environment that was saved in the middle of an episode continues bit for bit in a new copy."""
 
 import json
+import random
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
-from envs import make_env
+from envs import UserError, make_env
 from envs.gymnasium_make import MAX_REPLAY, Replayable
 
 
@@ -43,8 +44,7 @@ def started(env_id, seed, limit=None, num_envs=2):
 def test_continues_bit_for_bit(env_id, limit, before):
     """Over further ends of episodes, from the first episode, which a seed began, and from one that a reset began."""
     env, other = started(env_id, 0, limit), started(env_id, 10, limit)
-    random = np.random.default_rng(0)
-    actions = random.uniform(-1, 1, (before + 200, 2, env.action_size)).astype(np.float32)
+    actions = np.random.default_rng(0).uniform(-1, 1, (before + 200, 2, env.action_size)).astype(np.float32)
     *_, terminated, truncated = host_steps(env, actions[:before])
     ends = (terminated | truncated).sum(axis=0)
     assert np.all(ends >= 3) if before == 200 else not ends.all()
@@ -204,7 +204,35 @@ def test_what_a_reset_does_not_set_is_noticed(name, reason):
     env, other = started(f"{name}-v0", 0), started(f"{name}-v0", 10)
     host_steps(env, np.full((20 if name == "OneEpisode" else 70, 2, 1), 0.3, np.float32))
     assert env.error is None
-    assert other.restore_host(env.save_host()) == reason
+    saved = env.save_host()
+    assert env.try_replay(saved) == reason
+    assert other.restore_host(saved) == reason
+
+
+def test_a_replay_is_tried_beside_the_training():
+    """On another copy, and with the process's own generators as they were: training goes on as if it had not been."""
+    name = "tests.environments:Dice-v0"  # starts from Python's generator
+    env = started(name, 3, 20, num_envs=1)
+    host_steps(env, np.zeros((10, 1, 1), np.float32))
+    saved, python, numpy = env.save_host(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    assert env.try_replay(saved) is None  # the seed of its first episode seeds that generator
+    assert random.getstate() == python
+    np.testing.assert_equal(np.random.get_state(), numpy)  # noqa: NPY002
+    host_steps(env, np.zeros((20, 1, 1), np.float32))
+    assert env.try_replay(env.save_host()) == "the same actions lead elsewhere"
+    env.try_replay(saved)
+    state = env.envs.envs[0].unwrapped.state
+    assert env.save_host()["000000"]["steps"] == 10 and np.all(state == env.envs.envs[0].unwrapped.state)
+
+
+def test_of_some_environments_there_is_only_one(monkeypatch):
+    env = started("Pendulum-v1", 0)
+
+    def make_one():
+        raise UserError("the port is taken")
+
+    monkeypatch.setattr(env, "_make_one", make_one)
+    assert env.try_replay(env.save_host()) is None
 
 
 def test_an_episode_above_the_limit_is_refused(monkeypatch):
