@@ -93,11 +93,10 @@ def enter(script: str, settings: dict, status: int = 0, **variables: str) -> Don
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of a script's process: with XLA's own code generator, as for a user, though without most of its
-    optimisations. (The older one that tests/conftest.py takes was once seen to give NaN where this one is right.)"""
+    """The environment of a script's process, as tests/conftest.py has it."""
     platform = os.environ.get("JAX_PLATFORMS", "cpu")
-    settings = {"JAX_PLATFORMS": platform, "NPROC": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": ""}
-    return {**os.environ, **settings, "PYTHONPATH": str(ROOT), **more}
+    settings = {"JAX_PLATFORMS": platform, "NPROC": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **settings, **more}
 
 
 def command(script: str, settings: dict) -> list[str]:

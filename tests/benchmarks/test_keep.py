@@ -33,15 +33,14 @@ def test_a_copy_acts_as_the_run_and_shows_the_same(run, tmp_path, capsys):
         for deterministic in (False, True):
             was, is_ = (load_agent(folder, seed, deterministic)(obs, key) for folder in (run, copy))
             np.testing.assert_array_equal(is_, was)
-    said = []
-    for folder in (run, copy):
-        show.show(show.Settings(folder, episodes=2))
-        said.append(capsys.readouterr().out)
-    assert said[0] == said[1] and len(said[0].splitlines()) == 4
+    show.show(show.Settings(copy, episodes=2, policy="deterministic"))
+    shown = re.findall(r"return +(-?[\d.]+) ", capsys.readouterr().out)
+    recorded = RunFolder(run).summary()["episodic_return"].values()
+    assert [float(x) for x in shown] == [pytest.approx(x["deterministic_last"], abs=0.0051) for x in recorded]
     assert RunFolder(copy).summary() == RunFolder(run).summary()
     evaluations = [row for row in RunFolder(run).scalars() if row[3].startswith("eval/")]
     assert RunFolder(copy).scalars() == evaluations and evaluations
-    assert size(copy) < 0.3 * size(run)
+    assert size(copy) < 0.4 * size(run)
 
 
 def test_what_cannot_be_kept_and_what_a_copy_cannot(run, tmp_path):

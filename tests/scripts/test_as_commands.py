@@ -21,6 +21,8 @@ def settings_of(script, **more):
     return known(script, {**small(script), **settings, **more})
 
 
+OWN_CHOICES = {"XLA_FLAGS": ""}  # XLA's
+
 # Their training and main are those of SAC and DiffSAC, byte for byte (test_diff.py).
 SLOW = ("diffwpo_jax.py", "crossq_jax.py", "diffcrossq_jax.py")
 
@@ -31,8 +33,8 @@ def trained(request, tmp_path_factory):
 
     Of one agent: JAX's check takes a scan over the keys of several for a second use.
     """
-    folder = tmp_path_factory.mktemp("runs")
-    return request.param, train(request.param, folder, settings_of(request.param), how=run, JAX_DEBUG_KEY_REUSE="1")
+    folder, variables = tmp_path_factory.mktemp("runs"), {"JAX_DEBUG_KEY_REUSE": "1", **OWN_CHOICES}
+    return request.param, train(request.param, folder, settings_of(request.param), how=run, **variables)
 
 
 def test_identity_14_no_key_is_used_twice(trained):
@@ -116,7 +118,7 @@ def test_first_minibatch_and_learning_rate(trained):
 def test_the_same_seed_gives_the_same_scalars(trained, tmp_path):
     """Also with evaluations at other times, which may not change training; the last one sees the last parameters."""
     script, folder = trained
-    again = train(script, tmp_path, settings_of(script, **{"eval-frequency": 200}), how=run)
+    again = train(script, tmp_path, settings_of(script, **{"eval-frequency": 200}), how=run, **OWN_CHOICES)
     expected = [row for row in scalars(folder) if row[0] == 200 or not row[2].startswith("eval/")]
     assert scalars(again) == expected and 20 < len(expected) < len(scalars(folder))
 
@@ -124,7 +126,7 @@ def test_the_same_seed_gives_the_same_scalars(trained, tmp_path):
 @pytest.mark.slow  # every script makes its keys from the seed in the same lines of harness/run.py
 def test_another_seed_gives_other_scalars(trained, tmp_path):
     script, folder = trained
-    other = train(script, tmp_path, settings_of(script, seed=2), how=run)
+    other = train(script, tmp_path, settings_of(script, seed=2), how=run, **OWN_CHOICES)
     for tag in ("losses/qf_loss", "losses/actor_loss", "losses/policy_loss", "losses/value_loss", "losses/entropy"):
         numbers = [[value for _, value in values(x, tag)] for x in (folder, other)]
         assert len(numbers[0]) == len(numbers[1]) and not set(numbers[0]) & set(numbers[1]), tag
