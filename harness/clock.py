@@ -1,6 +1,8 @@
-"""Compilation: the time that it took, and what would make it happen twice."""
+"""Compilation: the time that it takes, and what would make it happen twice."""
 
 import time
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -22,6 +24,20 @@ jax.monitoring.register_event_duration_secs_listener(_heard)
 def compile_seconds(begin: float = 0.0) -> float:
     """Seconds since `begin` (of `time.time`) that this process traced and compiled."""
     return sum(end - max(start, begin) for start, end in _intervals if end > begin)
+
+
+def jit_for_few_calls(function: Callable, **how: Any) -> Callable:
+    """`jax.jit` of what is called a few times only: on a CPU without most optimisations, which take longest by far.
+
+    The start of an agent compiles in a sixth of the time: random numbers for every layer are much code.
+    """
+
+    @cache
+    def compiled() -> Callable:  # at the first call, because it asks for the device
+        quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+        return jax.jit(function, compiler_options=quick if jax.default_backend() == "cpu" else None, **how)
+
+    return lambda *args: compiled()(*args)
 
 
 def strongly_typed(tree: Any) -> Any:

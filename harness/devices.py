@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from envs import Environment
-from harness.clock import strongly_typed
+from harness.clock import jit_for_few_calls, strongly_typed
 from harness.experiment import Experiment
 from harness.progress import say
 
@@ -44,7 +44,7 @@ def new_training(
     """
     sharding = seed_sharding(args, env)
     keys = jax.device_put(jax.vmap(jax.random.key)(jnp.asarray(args.seeds)), sharding)
-    state = jax.jit(jax.vmap(init_training), out_shardings=sharding)(keys)
+    state = jit_for_few_calls(jax.vmap(init_training), out_shardings=sharding)(keys)
     return keys, strongly_typed(jax.block_until_ready(state))
 
 

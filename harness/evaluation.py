@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs import Environment, make_env
+from harness.clock import jit_for_few_calls
 from harness.experiment import Experiment
 
 POLICIES = ("stochastic", "deterministic")
@@ -79,7 +80,7 @@ class Evaluator:
         self.env.close()
 
 
-@partial(jax.jit, static_argnames="entropy_terms")
+@partial(jit_for_few_calls, static_argnames="entropy_terms")
 def _measure(entropy_terms: Callable, agents: Any, carry: dict) -> dict:
     def one_agent(agent, c):
         key = jax.random.fold_in(c["key"], 0xE2707)
@@ -89,7 +90,7 @@ def _measure(entropy_terms: Callable, agents: Any, carry: dict) -> dict:
     return jax.vmap(one_agent)(agents, carry)
 
 
-@partial(jax.jit, static_argnames="env")
+@partial(jit_for_few_calls, static_argnames="env")
 def _start(env: Environment, seeds: jax.Array, policy: jax.Array, step: int) -> dict:
     def one_agent(seed):
         reset_key, act_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 0xE7A1))
