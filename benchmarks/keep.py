@@ -61,9 +61,11 @@ def keep(run: Path, place: Path) -> None:
     step = complete(folder.path / "checkpoints")[0].name
     with tempfile.TemporaryDirectory() as beside:
         copy = Path(beside) / "copy"
-        for name in ("args.json", "versions.json", "summary.json"):
-            copy.mkdir(exist_ok=True)
+        copy.mkdir()
+        for name in ("versions.json", "summary.json"):
             shutil.copy(folder.path / name, copy)
+        default = type(args)().runs_folder  # where it was trained is nobody's business
+        RunFolder(copy).write_json("args.json", {**folder.stored_args(), "runs_folder": default})
         with (folder.path / "scalars.csv").open() as old, (copy / "scalars.csv").open("w", newline="") as new:
             header, *rows = csv.reader(old)
             evaluations = [row for row in rows if row[3].startswith("eval/")]
@@ -72,7 +74,7 @@ def keep(run: Path, place: Path) -> None:
         checkpoint.mkdir(parents=True)
         with orbax.checkpoint.StandardCheckpointer() as checkpointer:
             checkpointer.save(checkpoint / "agent", small)
-        for unused in ("_sharding", "array_metadatas"):  # of how the arrays lay on devices
+        for unused in ("_sharding", "array_metadatas", "commit_success.txt"):  # how arrays lay on devices, and where
             path = checkpoint / "agent" / unused
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         seal(checkpoint)

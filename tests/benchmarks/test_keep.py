@@ -40,6 +40,8 @@ def test_a_copy_acts_as_the_run_and_shows_the_same(run, tmp_path, capsys):
     assert RunFolder(copy).summary() == RunFolder(run).summary()
     evaluations = [row for row in RunFolder(run).scalars() if row[3].startswith("eval/")]
     assert RunFolder(copy).scalars() == evaluations and evaluations
+    args = RunFolder(run).stored_args()
+    assert RunFolder(copy).stored_args() == {**args, "runs_folder": "runs"} and args["runs_folder"] != "runs"
     assert size(copy) < 0.4 * size(run)
 
 
