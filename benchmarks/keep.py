@@ -21,7 +21,7 @@ import orbax.checkpoint
 from envs import UserError, make_env
 from harness import RunFolder
 from harness.agents import read_agents
-from harness.checkpoint import complete
+from harness.checkpoint import newest_intact
 from harness.cli import one_line_errors
 from harness.seal import seal
 
@@ -41,10 +41,14 @@ def keep(run: Path, place: Path) -> None:
     """Writes the small copy of a run. Raises UserError: the run is not finished, or the place is taken."""
     folder = RunFolder(run)
     if folder.status() != "finished":
-        raise UserError(f"{str(run)!r} is {folder.status()}: its last evaluation is not that of its agents")
+        raise UserError(f"{str(run)!r} is not finished: {folder.status()}")
     module = folder.script()
     args = folder.arguments(module.Args)
     env = make_env(args.env_id, 1, 1, args.env_kwargs)
+    env.close()  # its sizes are needed
+    newest, damaged = newest_intact(folder.path / "checkpoints", print)
+    if damaged:
+        raise UserError(f"the last checkpoint of {str(run)!r} is damaged")
     agents = read_agents(folder, module, args, env)
     small = only_what_acts(agents)
     obs = jax.random.normal(jax.random.key(0), (64, env.observation_size))
@@ -58,19 +62,19 @@ def keep(run: Path, place: Path) -> None:
     if not all(map(np.array_equal, actions(small), actions(agents))):
         raise UserError(f"an agent of {module.__name__}.py acts with more than {', '.join(ACTS)}")
 
-    step = complete(folder.path / "checkpoints")[0].name
     with tempfile.TemporaryDirectory() as beside:
         copy = Path(beside) / "copy"
         copy.mkdir()
         for name in ("versions.json", "summary.json"):
             shutil.copy(folder.path / name, copy)
-        default = type(args)().runs_folder  # where it was trained is nobody's business
-        RunFolder(copy).write_json("args.json", {**folder.stored_args(), "runs_folder": default})
+        # Where it was trained, and whose account saw it, is nobody's business.
+        own = {name: getattr(type(args)(), name) for name in ("runs_folder", "wandb_entity")}
+        RunFolder(copy).write_json("args.json", {**folder.stored_args(), **own})
         with (folder.path / "scalars.csv").open() as old, (copy / "scalars.csv").open("w", newline="") as new:
             header, *rows = csv.reader(old)
             evaluations = [row for row in rows if row[3].startswith("eval/")]
             csv.writer(new, lineterminator="\n").writerows([header, *evaluations])
-        checkpoint = copy / "checkpoints" / step
+        checkpoint = copy / "checkpoints" / newest.name
         checkpoint.mkdir(parents=True)
         with orbax.checkpoint.StandardCheckpointer() as checkpointer:
             checkpointer.save(checkpoint / "agent", small)

@@ -4,6 +4,7 @@ Under `jax.vmap` over S agents it is still one call, with all agents' actions: a
 holds S x N environments; row s * N + n belongs to agent s.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from jax.experimental import io_callback
 
 from envs.gymnasium_make import Replayable, action_bounds, global_generators_kept, make_gymnasium
 from envs.gymnasium_spaces import flatten_observations, try_out, unflattened
-from envs.interface import Environment, EnvState, TimeStep, new_episode, one_line, with_episode
+from envs.interface import Environment, EnvState, TimeStep, new_episode, with_episode
 
 # Computations that wait for a host callback must not occupy the thread that dispatches others.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -73,15 +74,14 @@ class GymnasiumEnv(Environment):
         with global_generators_kept():
             try:
                 copy = self._make_one()
+                copy.reset(seed=0)  # as a resumed run does before it replays
             except Exception:  # of some environments only one copy may exist
                 return None
             try:
-                copy.reset(seed=0)  # as those of a run that is started to go on
                 return copy.replay(next(iter(saved.values())))
-            except Exception as error:
-                return one_line(error)
             finally:
-                copy.close()
+                with contextlib.suppress(Exception):
+                    copy.close()
 
     # ---- the host's side: arrays with leading axes (N,) for one agent, (S, N) for all of them
 

@@ -27,7 +27,7 @@ def compile_seconds(begin: float = 0.0) -> float:
 
 
 def jit_for_few_calls(function: Callable, **how: Any) -> Callable:
-    """`jax.jit` of what is called a few times only: on a CPU without most optimisations, which take longest by far.
+    """`jax.jit` of what is called seldom: on a CPU without most optimisations, whose time a few calls do not win back.
 
     The start of an agent compiles in a sixth of the time: random numbers for every layer are much code.
     """

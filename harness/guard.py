@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs import Episode
-from harness.clock import jit_for_few_calls
 
 
 def not_finite(
@@ -35,7 +34,7 @@ def not_finite(
     return found
 
 
-@jit_for_few_calls
+@jax.jit
 def finite(agents: Any) -> jax.Array:
     """Whether all numbers of an agent are finite, `[S]`; leaves `[S, ..]`. A scalar may be -inf: the log of a 0."""
     leaves = [x for x in jax.tree.leaves(agents) if jnp.issubdtype(x.dtype, jnp.floating)]

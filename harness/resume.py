@@ -19,12 +19,10 @@ def say_changes(folder: RunFolder, versions: dict[str, Any]) -> None:
             say(f"not the versions that this run began with, so its numbers may differ: {', '.join(changed)}")
 
 
-def saved_host(env: Environment, checkpoints: Checkpoints) -> dict[str, Any]:
-    """What a checkpoint needs of the environments on the host. Before the first one: says if a resume cannot use it."""
-    saved = env.save_host()
-    if checkpoints.begun is None and (why := env.try_replay(saved)):
-        say(f"episodes of {env.env_id} cannot be replayed ({why}): a resumed run begins new ones")
-    return saved
+def say_unless_replayable(env: Environment) -> None:
+    """Says beforehand that a resumed run will not go on in the middle of its episode."""
+    if why := env.try_replay(env.save_host()):
+        say(f"the running episode of {env.env_id} cannot be replayed here ({why}): a resumed run would begin a new one")
 
 
 def restored(

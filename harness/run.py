@@ -22,7 +22,7 @@ from harness.lock import lock
 from harness.log import Log, check_wandb, start_wandb
 from harness.progress import Progress, say, say_header, say_summary
 from harness.record import Record
-from harness.resume import restored, saved_host
+from harness.resume import restored, say_unless_replayable
 from harness.signals import Signals
 from harness.video import check_video, record_video
 
@@ -94,7 +94,7 @@ class Run:
     def goes_on(self) -> bool:
         """Whether another chunk follows: not after the last step, a signal, or once every seed was stopped."""
         self._chunk_begin = time.time()
-        return self.step < self.args.total_timesteps and not self._signals.stop and bool(self._running())
+        return self.step < self.args.total_timesteps and not self._signals.stop and bool(self.record.running(self.args))
 
     def log(self, state: Any, episodes: Episode, metrics: dict[str, jax.Array]) -> None:
         """Writes what a chunk reports and stops the seeds whose numbers are not finite.
@@ -119,7 +119,7 @@ class Run:
                     step = begin + found.pop("steps")
                     self.record.stopped[s] = {"step": step, **found}
                     say(f"seed {self.args.seeds[s]} stopped at step {step:,} ({found['cause']}): {found['what']}")
-            running = self._running()
+            running = self.record.running(self.args)
             last = self._log.episodes(begin, self.args.num_envs, episodes, running)
             self.record.last_return = self.record.last_return if last is None else last
             speed = np.full(self.args.num_seeds, self.args.log_frequency / seconds)
@@ -135,7 +135,7 @@ class Run:
         """Writes an evaluation (see `harness.evaluation.Evaluator`)."""
         values = self.record.add_evaluation(results)
         with self._writing():
-            self._log.values(self.step, values, self._running())
+            self._log.values(self.step, values, self.record.running(self.args))
             self._log.flush()
 
     def save_if_due(self, state: Any) -> None:
@@ -145,14 +145,16 @@ class Run:
             self._save(state)
 
     def _save(self, state: Any) -> None:
-        if self._checkpoints.begun == self.step or not self._running():
+        if self._checkpoints.begun == self.step or not self.record.running(self.args):
             return
-        begin = time.time()
+        begin, first = time.time(), self._checkpoints.begun is None
         with self._writing():
             record = {**self.record.to_json(), "wall_seconds": self.record.wall_seconds + begin - self._begin}
-            facts = {"step": self.step, "record": record, "env": saved_host(self.env, self._checkpoints)}
+            facts = {"step": self.step, "record": record, "env": self.env.save_host()}
             self._checkpoints.save(self.step, state, {**facts, "scalars_bytes": self._log.flush()})
         self.record.checkpoint_seconds += time.time() - begin
+        if first and not self._signals.stop:
+            say_unless_replayable(self.env)
 
     def finish(self, state: Any, evaluate: Callable[[Any, int], dict]) -> None:
         """Saves the last checkpoint and the summary; records the video if asked to.
@@ -163,8 +165,9 @@ class Run:
         self._save(state)
         with self._writing():
             self._checkpoints.wait()
-        interrupted = self._signals.stop if self.step < self.args.total_timesteps and self._running() else None
-        if not self.record.evaluations and not interrupted and self._running():
+        running = self.record.running(self.args)
+        interrupted = self._signals.stop if self.step < self.args.total_timesteps and running else None
+        if not self.record.evaluations and not interrupted and running:
             self.log_evaluation(evaluate(state.agent, self.step))
         self.record.wall_seconds += time.time() - self._begin
         with self._writing():
@@ -176,13 +179,10 @@ class Run:
         if interrupted:
             say(f"{interrupted.name} at step {self.step:,}; continue with: {self.folder.resume_command(self.args)}")
             sys.exit(128 + interrupted)
-        if self.args.capture_video and self._running():
+        if self.args.capture_video and running:
             record_video(self.folder.path)
         if self.record.stopped:
             sys.exit(3)
-
-    def _running(self) -> list[int]:
-        return self.record.running(self.args)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

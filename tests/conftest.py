@@ -1,7 +1,7 @@
 """Test settings: on the CPU, two workers side by side (`pytest -n 2`), one thread each. Most tests compile more than
 they compute: XLA goes without most of its optimisations, and its older CPU emitters, on whole programs, take 0.4 of the
-time of the newer ones. They were once seen to give NaN where the newer ones are right: scripts/test_as_commands.py runs
-every script with XLA's own choices, and `XLA_FLAGS= pytest` all tests."""
+time of the newer ones. They were once seen to give NaN where the newer ones are right: scripts/test_as_commands.py has
+the newer ones (three scripts with `-m slow`), and `XLA_FLAGS= pytest` takes them for all tests."""
 
 import importlib.metadata
 import os

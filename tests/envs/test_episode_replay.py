@@ -220,9 +220,10 @@ def test_a_replay_is_tried_beside_the_training():
     np.testing.assert_equal(np.random.get_state(), numpy)  # noqa: NPY002
     host_steps(env, np.zeros((20, 1, 1), np.float32))
     assert env.try_replay(env.save_host()) == "the same actions lead elsewhere"
+    before, state = env.save_host(), env.envs.envs[0].unwrapped.state.copy()
     env.try_replay(saved)
-    state = env.envs.envs[0].unwrapped.state
-    assert env.save_host()["000000"]["steps"] == 10 and np.all(state == env.envs.envs[0].unwrapped.state)
+    assert env.save_host() == before and before != saved
+    np.testing.assert_array_equal(env.envs.envs[0].unwrapped.state, state)
 
 
 def test_of_some_environments_there_is_only_one(monkeypatch):
@@ -231,7 +232,10 @@ def test_of_some_environments_there_is_only_one(monkeypatch):
     def make_one():
         raise UserError("the port is taken")
 
-    monkeypatch.setattr(env, "_make_one", make_one)
+    with monkeypatch.context() as patch:
+        patch.setattr(env, "_make_one", make_one)
+        assert env.try_replay(env.save_host()) is None
+    monkeypatch.setattr(Replayable, "close", make_one)
     assert env.try_replay(env.save_host()) is None
 
 

@@ -229,7 +229,8 @@ def test_an_environment_that_cannot_be_replayed_begins_new_episodes(name, tmp_pa
     }
     said = "cannot be replayed (the same actions lead elsewhere)"
     begun = enter(TINY, {**settings, "total-timesteps": 600, "checkpoint-frequency": 500})
-    line = f"episodes of {settings['env-id']} {said}: a resumed run begins new ones"
+    here = said.replace(" (", " here (")
+    line = f"the running episode of {settings['env-id']} {here}: a resumed run would begin a new one"
     assert begun.stdout.count(line) == 1 and begun.stdout.index(line) < begun.stdout.index("600 / 600 steps")
     (folder,) = tmp_path.iterdir()
     done = enter(TINY, {"resume": folder, "total-timesteps": 1000})

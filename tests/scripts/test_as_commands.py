@@ -1,5 +1,7 @@
 """The scripts as commands: whole runs in which no key is used twice, and what is in their folders afterwards."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -21,7 +23,8 @@ def settings_of(script, **more):
     return known(script, {**small(script), **settings, **more})
 
 
-OWN_CHOICES = {"XLA_FLAGS": ""}  # XLA's
+# XLA's own emitters, where tests/conftest.py has chosen others.
+OWN_CHOICES = {"XLA_FLAGS": ""} if "xla_cpu_use_fusion_emitters" in os.environ.get("XLA_FLAGS", "") else {}
 
 # Their training and main are those of SAC and DiffSAC, byte for byte (test_diff.py).
 SLOW = ("diffwpo_jax.py", "crossq_jax.py", "diffcrossq_jax.py")
