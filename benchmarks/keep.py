@@ -23,6 +23,7 @@ from harness import RunFolder
 from harness.agents import read_agents
 from harness.checkpoint import newest_intact
 from harness.cli import one_line_errors
+from harness.log import HEADER
 from harness.seal import seal
 
 ACTS = ("actor.params", "networks.params.actor", "obs_stats")
@@ -70,10 +71,10 @@ def keep(run: Path, place: Path) -> None:
         # Where it was trained, and whose account saw it, is nobody's business.
         own = {name: getattr(type(args)(), name) for name in ("runs_folder", "wandb_entity")}
         RunFolder(copy).write_json("args.json", {**folder.stored_args(), **own})
-        with (folder.path / "scalars.csv").open() as old, (copy / "scalars.csv").open("w", newline="") as new:
-            header, *rows = csv.reader(old)
-            evaluations = [row for row in rows if row[3].startswith("eval/")]
-            csv.writer(new, lineterminator="\n").writerows([header, *evaluations])
+        with (copy / "scalars.csv").open("w") as file:
+            file.write(HEADER)
+            evaluations = [row for row in folder.scalars() if row[3].startswith("eval/")]
+            csv.writer(file, lineterminator="\n").writerows(evaluations)
         checkpoint = copy / "checkpoints" / newest.name
         checkpoint.mkdir(parents=True)
         with orbax.checkpoint.StandardCheckpointer() as checkpointer:

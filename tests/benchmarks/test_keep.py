@@ -61,8 +61,10 @@ def test_what_cannot_be_kept_and_what_a_copy_cannot(run, tmp_path):
         keep.keep(unfinished, tmp_path / "other")
     damaged = tmp_path / "damaged"
     shutil.copytree(run, damaged)
-    next(damaged.glob("checkpoints/*/seal.json")).unlink()
-    with pytest.raises(UserError, match=r"is damaged|is intact"):
+    (last,) = complete(damaged / "checkpoints")
+    shutil.copytree(last, last.with_name("000000000200"))  # intact, but of other agents than the last evaluation
+    (last / "seal.json").unlink()
+    with pytest.raises(UserError, match=r"the last checkpoint of .* is damaged"):
         keep.keep(damaged, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

@@ -227,14 +227,14 @@ def test_an_environment_that_cannot_be_replayed_begins_new_episodes(name, tmp_pa
         "num-envs": 2,
         "log-frequency": 50,
     }
-    said = "cannot be replayed (the same actions lead elsewhere)"
+    why = "(the same actions lead elsewhere)"
     begun = enter(TINY, {**settings, "total-timesteps": 600, "checkpoint-frequency": 500})
-    here = said.replace(" (", " here (")
-    line = f"the running episode of {settings['env-id']} {here}: a resumed run would begin a new one"
+    line = f"the running episode of {settings['env-id']} cannot be replayed here {why}: "
+    line += "a resumed run would begin a new one"
     assert begun.stdout.count(line) == 1 and begun.stdout.index(line) < begun.stdout.index("600 / 600 steps")
     (folder,) = tmp_path.iterdir()
     done = enter(TINY, {"resume": folder, "total-timesteps": 1000})
-    assert f"{said}: it begins a new one" in done.stdout and line not in done.stdout
+    assert f"cannot be replayed {why}: it begins a new one" in done.stdout and line not in done.stdout
     # Both environments were 100 steps into episodes of 200, which would have ended at 800.
     ends = sorted({row[0] for row in scalars(folder) if row[2] == "charts/episodic_return"})
     assert ends == [400, 1000]
