@@ -25,6 +25,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -44,6 +45,11 @@ COLUMNS = (
     *("wall_time", "steps_per_second", "arguments"),
 )
 TRAINING_EPISODES = 100
+# Environments that are about more than the return, whose rows are no part of RESULTS.
+ELSEWHERE = {
+    "TurningAgent": "see python -m benchmarks.turning",
+    "HiddenTarget": "goes to --results benchmarks/hidden_target",
+}
 
 # ---------------------------------------------------------------------------------------------------------- arguments
 
@@ -275,8 +281,8 @@ def main() -> int:
         if options.results == RESULTS and "__quick_" in folder.name:
             print(f"{folder.name}: of the quick suite, left out; --results FOLDER exports it")
             continue
-        if options.results == RESULTS and "TurningAgent" in folder.name:
-            print(f"{folder.name}: see python -m benchmarks.turning, left out")
+        if options.results == RESULTS and (known := re.search("|".join(ELSEWHERE), folder.name)):
+            print(f"{folder.name}: {ELSEWHERE[known[0]]}, left out")
             continue
         try:
             rows = read_run(folder, options.allow_dirty, options.allow_unfinished)

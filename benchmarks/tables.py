@@ -15,6 +15,7 @@ from benchmarks.results import (
     at_equal_steps,
     environments,
     label,
+    load,
     pairs,
     read_rows,
     scores,
@@ -74,7 +75,7 @@ def common_seeds(curves: dict[str, list[Curve]]) -> str:
 
 def settings_of(arguments: str) -> str:
     """A run's arguments without its length and its evaluations, which have columns of their own or none."""
-    flags = re.sub(r"--(total-timesteps|eval-frequency) [0-9]+ ?", "", arguments).strip()
+    flags = re.sub(r"--(total-timesteps|eval-frequency|eval-episodes) [0-9]+ ?", "", arguments).strip()
     return f"`{flags}`" if flags else "defaults"
 
 
@@ -363,6 +364,20 @@ def turning_table(path: Path) -> str:
     return markdown([*header, "one-sided headings", "commit"], cells)
 
 
+def hidden_table(results: Results) -> str:
+    """Share of the episodes in which the stochastic policy found the hidden target, by seed."""
+    rows = []
+    every = [curves for by_env in results.values() for curves in by_env.values()]
+    for curves in sorted(every, key=lambda curves: list(ALGORITHMS).index(curves[0].columns["script"])):
+        columns, shares = curves[0].columns, scores(curves, "stochastic")
+        run = [label(columns["script"]), settings_of(columns["arguments"]), thousands(int(curves[0].steps[-1]))]
+        each = ", ".join(f"{curve.seed}: {share:.2f}" for curve, share in zip(curves, shares, strict=True))
+        commits = " ".join(sorted({curve.columns["commit"][:7] for curve in curves}))
+        rows.append([*run, each, f"{shares.mean():.2f}", number(scores(curves, "entropy").mean()), commits])
+    header = ["Algorithm", "arguments", "steps", "share found by seed", "mean", "entropy", "commit"]
+    return markdown(header, rows, below="Mean of the last three evaluations, of 200 episodes each.")
+
+
 # By their names on the pages: functions of the results and of the benchmarks folder. Of training runs:
 TRAINING = {
     "off-policy": lambda results, folder: family_table(results, "off-policy"),
@@ -384,4 +399,5 @@ TABLES = TRAINING | {
     "speed-main": lambda results, folder: speed_table(folder / "speed.csv", main=True),
     "bandit": lambda results, folder: bandit_table(folder / "bandit.csv"),
     "turning": lambda results, folder: turning_table(folder / "turning.csv"),
+    "hidden": lambda results, folder: hidden_table(load(folder / "hidden_target")),
 }

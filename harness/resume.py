@@ -19,9 +19,9 @@ def say_changes(folder: RunFolder, versions: dict[str, Any]) -> None:
             say(f"not the versions that this run began with, so its numbers may differ: {', '.join(changed)}")
 
 
-def say_unless_replayable(env: Environment) -> None:
-    """Says beforehand that a resumed run will not go on in the middle of its episode."""
-    if why := env.try_replay(env.save_host()):
+def say_unless_replayable(env: Environment, saved: Any) -> None:
+    """Says beforehand that a run resumed from `saved`, of `env.save_host`, would not go on in its episode."""
+    if why := env.try_replay(saved):
         say(f"the running episode of {env.env_id} cannot be replayed here ({why}): a resumed run would begin a new one")
 
 

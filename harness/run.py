@@ -154,7 +154,7 @@ class Run:
             self._checkpoints.save(self.step, state, {**facts, "scalars_bytes": self._log.flush()})
         self.record.checkpoint_seconds += time.time() - begin
         if first and not self._signals.stop:
-            say_unless_replayable(self.env)
+            say_unless_replayable(self.env, facts["env"])
 
     def finish(self, state: Any, evaluate: Callable[[Any, int], dict]) -> None:
         """Saves the last checkpoint and the summary; records the video if asked to.

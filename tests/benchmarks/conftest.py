@@ -47,6 +47,10 @@ def checkout(tmp_path_factory) -> Path:
         for k in (1, 4):
             export.merge(made_up_rows(f"diffsac_k{k}", "Hopper-v4", seed, 9, k), folder / "results")
             export.merge(made_up_rows(f"diffppo_k{k}", "Hopper-v4", seed, 9, k), folder / "results")
+        arguments = "--total-timesteps 4000 --gamma 0.9 --eval-episodes 200"
+        for name, script, scale in (("d", "diffsac_jax", 0.2), ("s", "sac_jax", 0.1)):
+            rows = made_up_rows(name, "m:HiddenTarget-v0", seed, 4, scale, arguments, every=1000, script=script)
+            export.merge(rows, folder / "hidden_target")
     export.merge(
         made_up_rows("diffwpo_bound0.1", "Hopper-v4", 1, 9, 1, "--kl-bound 0.1", script="diffwpo_jax"),
         folder / "results",

@@ -36,9 +36,8 @@ def test_suites_hold_what_they_promise():
     assert runs("off_policy") == {run for run in runs("gym") if run[1] in small and "ppo" not in run[0]}
     assert {job.args.total_timesteps for job in suites.jobs_of(ALL, "off_policy")} == {100_000}
     full = runs("full")
-    assert runs("gym") < full and runs("turning") < full
     ablations = runs("ablations")
-    assert full == runs("gym") | runs("turning") | ablations
+    assert full == runs("gym") | runs("turning") | runs("hidden") | ablations
     for prefix in ("diffsac", "diffppo"):
         assert {(f"{prefix}_k{k}", "Hopper-v4", 1) for k in (1, 2, 4, 8, 16)} <= ablations
         assert {

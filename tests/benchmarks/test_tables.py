@@ -120,6 +120,14 @@ def test_turning_table(checkout):
     ]
 
 
+def test_hidden_table(checkout):
+    lines = tables.TABLES["hidden"]({}, checkout / "benchmarks").splitlines()
+    assert lines[2:4] == [
+        "| SAC | `--gamma 0.9` | 4k | 1: 1.30, 2: 2.30, 3: 3.30 | 2.30 | -2.0 | 0123456 |",
+        "| DiffSAC | `--gamma 0.9` | 4k | 1: 1.60, 2: 2.60, 3: 3.60 | 2.60 | -2.0 | 0123456 |",
+    ]
+
+
 def test_the_main_quantities_are_measured():
     rows = read_rows(ROOT / "benchmarks" / "speed.csv")
     assert {row["quantity"] for row in rows} >= set(tables.MAIN_QUANTITIES)
