@@ -11,7 +11,7 @@ from benchmarks.results import (
     FAMILY_POLICIES,
     Curve,
     Results,
-    ablation,
+    ablations,
     at_equal_steps,
     band,
     environments,
@@ -110,10 +110,10 @@ def aggregate_figure(results: Results) -> Figure | None:
 def ablation_figure(results: Results) -> Figure | None:
     """Score and speed against K."""
     panels = [
-        ("DiffSAC", "deterministic", *ablation(results, "diffsac", "Hopper-v4")),
-        ("DiffPPO", "training", *ablation(results, "diffppo", "Hopper-v4")),
+        (f"{label(f'{prefix}_jax')}, {env_id}", policy, *found)
+        for prefix, policy in (("diffsac", "deterministic"), ("diffppo", "training"))
+        for env_id, found in ablations(results, prefix).items()
     ]
-    panels = [panel for panel in panels if panel[-1]]
     if not panels:
         return None
     figure, axes = panels_of(2, len(panels), 4.5 * len(panels), 5)
@@ -124,7 +124,7 @@ def ablation_figure(results: Results) -> Figure | None:
         top.plot(levels, [values.mean() for values in of_level], "-o", color="#08306b")
         bottom.plot(levels, [speed(of_k) for of_k in curves.values()], "-s", color="#08306b")
         counts = " or ".join(map(str, sorted({len(values) for values in of_level})))
-        top.set_title(f"{title}, Hopper-v4\n{thousands(limit)} steps, {counts} seeds (open: single seeds)", fontsize=9)
+        top.set_title(f"{title}\n{thousands(limit)} steps, {counts} seeds (open: single seeds)", fontsize=9)
         top.set_ylabel(f"{policy} return")
         bottom.set_ylabel("steps/s")
         bottom.set_ylim(bottom=0)

@@ -137,18 +137,18 @@ def at_equal_steps(
     return limit, {name: [curve.until(limit) for curve in curves] for name, curves in present.items()}
 
 
-def ablation(results: Results, prefix: str, env_id: str) -> tuple[int, dict[int, list[Curve]]]:
-    """The curves by K of the runs `{prefix}_k{K}`, cut at equal steps. Without `{prefix}_k8` the default runs serve."""
-    default = f"{prefix}_jax"
-    names = {
-        int(match.group(1)): name
-        for name in results
-        if (match := re.fullmatch(rf"{prefix}_k(\d+)", name)) and env_id in results[name]
-    }
-    if names and 8 not in names and env_id in results.get(default, {}):
-        names[8] = default
-    limit, curves = at_equal_steps(results, tuple(names.values()), env_id)
-    return limit, {k: curves[names[k]] for k in sorted(names)}
+def ablations(results: Results, prefix: str) -> dict[str, tuple[int, dict[int, list[Curve]]]]:
+    """By environment the equal steps and the curves by K of the runs `{prefix}_k{K}`, cut there.
+
+    Without `{prefix}_k8` the default runs serve.
+    """
+    by_k = {int(match[1]): name for name in results if (match := re.fullmatch(rf"{prefix}_k(\d+)", name))}
+    found = {}
+    for env_id in environments(results, tuple(by_k.values())):
+        names = {8: f"{prefix}_jax"} | {k: name for k, name in by_k.items() if env_id in results[name]}
+        limit, curves = at_equal_steps(results, tuple(names.values()), env_id)
+        found[env_id] = limit, {k: curves[names[k]] for k in sorted(names) if names[k] in curves}
+    return found
 
 
 def stem(env_id: str) -> str:

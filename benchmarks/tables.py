@@ -11,7 +11,7 @@ from benchmarks.results import (
     FAMILY_POLICIES,
     Curve,
     Results,
-    ablation,
+    ablations,
     at_equal_steps,
     environments,
     label,
@@ -156,13 +156,15 @@ def seeds_table(results: Results, family: str) -> str:
 
 
 def ablation_table(results: Results, prefix: str, *policies: str) -> str:
-    """The scores and the speed by the number of denoising steps."""
-    limit, curves = ablation(results, prefix, "Hopper-v4")
+    """The scores, the entropy and the speed by the number of denoising steps."""
     rows = []
-    for k, of_k in curves.items():
-        means = [score(of_k, policy) for policy in policies]
-        rows.append([str(k), seeds_of(of_k), *means, number(speed(of_k)), of_k[0].columns["exp_name"]])
-    return markdown(["K", "seeds", *policies, "steps/s", "name"], rows, above=f"Hopper-v4, {thousands(limit)} steps.")
+    for env_id, (limit, curves) in ablations(results, prefix).items():
+        for k, of_k in curves.items():
+            means = [score(of_k, metric) for metric in (*policies, "entropy")]
+            name = of_k[0].columns["exp_name"]
+            rows.append([env_id, thousands(limit), str(k), seeds_of(of_k), *means, number(speed(of_k)), name])
+    header = ["Environment", "steps", "K", "seeds", *policies, "entropy", "steps/s", "name"]
+    return markdown(header, rows)
 
 
 def settings_rows(results: Results, names: tuple[str, ...], columns: list[dict[str, str]]) -> list[list[str]]:

@@ -38,8 +38,8 @@ def test_suites_hold_what_they_promise():
     full = runs("full")
     ablations = runs("ablations")
     assert full == runs("gym") | runs("turning") | runs("hidden") | ablations
-    for prefix in ("diffsac", "diffppo"):
-        assert {(f"{prefix}_k{k}", "Hopper-v4", 1) for k in (1, 2, 4, 8, 16)} <= ablations
+    for prefix, env_id in (("diffsac", "Walker2d-v4"), ("diffsac", "HalfCheetah-v4"), ("diffppo", "Hopper-v4")):
+        assert {(f"{prefix}_k{k}", env_id, 5) for k in (1, 2, 4, 8, 16)} <= ablations
         assert {
             job.args.num_denoising_steps for job in suites.jobs_of(ALL, "ablations") if f"{prefix}_k16" in job.name
         } == {16}

@@ -85,9 +85,9 @@ def test_cost_table(results):
 def test_ablation_table(results):
     # K = 8 has no runs of its own: the default runs serve, cut at 90k like the others.
     lines = tables.ablation_table(results, "diffsac", "deterministic", "stochastic").splitlines()
-    assert lines[0] == "Hopper-v4, 90k steps."
-    assert lines[-1] == "| 8 | 1 2 3 | 324 ± 2.0 | 162 ± 1.0 | 200 | diffsac_jax |"
-    assert [line.split(" | ")[0] for line in lines[4:]] == ["| 1", "| 4", "| 8"]
+    assert lines[-1] == "| Hopper-v4 | 90k | 8 | 1 2 3 | 324 ± 2.0 | 162 ± 1.0 | -2.0 ± 1.0 | 200 | diffsac_jax |"
+    assert [line.split(" | ")[:3] for line in lines[2:]] == [["| Hopper-v4", "90k", k] for k in "148"]
+    assert tables.ablation_table({"diffsac_jax": results["diffsac_jax"]}, "diffsac", "stochastic") == ""
 
 
 def test_search_table(results):
