@@ -7,6 +7,7 @@ import jax
 from envs import Environment, UserError
 from harness import provenance
 from harness.checkpoint import Checkpoints
+from harness.clock import jit_for_few_calls
 from harness.experiment import Experiment
 from harness.folder import RunFolder
 from harness.progress import say
@@ -59,7 +60,7 @@ def restored(
         raise UserError(f"--total-timesteps {args.total_timesteps} is below the checkpoint's step {step}")
     if why := env.restore_host(facts["env"]):
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
-        state = state.replace(env_state=jax.jit(jax.vmap(env.reset))(keys))
+        state = state.replace(env_state=jit_for_few_calls(jax.vmap(env.reset))(keys))
         say(f"the episode of {args.env_id} cannot be replayed ({why}): it begins a new one")
     say(f"resumed at step {step:,}")
     return state, facts
