@@ -1,6 +1,7 @@
 """The hidden target: an environment whose return needs a policy with several modes.
 
     python diffsac_jax.py --env-id benchmarks.hidden:HiddenTarget-v0 --no-autotune --alpha 0.02 --gamma 0.9
+    python -m benchmarks.hidden runs/..       # actions of trained agents -> figures/hidden.png; needs ".[plot]"
 
 Four targets in the plane of the actions, 0.6 from the origin, 90 degrees apart. An episode draws the direction theta
 of the first uniformly, observed as the unit vector (cos theta, sin theta), and which of the four counts, which is not
@@ -15,6 +16,8 @@ policies are better than all deterministic ones where the state is hidden is kno
 (1994).
 """
 
+import argparse
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -62,5 +65,61 @@ class HiddenTarget(gym.Env):
         return np.array([np.cos(self.theta), np.sin(self.theta)], np.float32)
 
 
-if "HiddenTarget-v0" not in gym.registry:
+if "HiddenTarget-v0" not in gym.registry:  # `python -m` imports this file under two names
     gym.register("HiddenTarget-v0", entry_point="benchmarks.hidden:HiddenTarget", max_episode_steps=TRIES)
+
+
+# ------------------------------------------------------------------------------------------------------------- picture
+# What draws is imported where it is used: training imports this file for the environment alone.
+
+
+def actions(run: Path, theta: float, number: int) -> np.ndarray:
+    """Actions `[number, 2]` of the stochastic policy of a run's first seed. Raises UserError: it is no such run."""
+    import jax
+
+    from envs import UserError
+    from harness import RunFolder, load_agent
+
+    if not RunFolder(run).stored_args()["env_id"].endswith("HiddenTarget-v0"):
+        raise UserError(f"{run} is no run on the hidden target")
+    obs = np.tile(np.array([np.cos(theta), np.sin(theta)], np.float32), (number, 1))
+    return load_agent(run)(obs, jax.random.key(0))
+
+
+def draw(samples: dict[str, np.ndarray], theta: float, path: Path) -> None:
+    """The targets and, by title, actions `[n, 2]`, with the share of the episodes in which such actions succeed."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(samples), figsize=(2.4 * len(samples), 2.8), squeeze=False)
+    for axis, (title, action) in zip(axes[0], samples.items(), strict=True):
+        axis.plot(*action.T, ",", color="black", alpha=0.7)
+        for place in targets(theta):
+            axis.add_patch(plt.Circle(place, RADIUS, fill=False, color="#d95f0e"))
+        axis.set_title(f"{title}\nfinds {success(hits(action, theta).mean(axis=0)):.2f}", fontsize=8)
+        axis.set(xlim=(-1, 1), ylim=(-1, 1), xticks=(-1, 0, 1), yticks=(-1, 0, 1), aspect="equal")
+        axis.tick_params(labelsize=6)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Draws the runs named on the command line."""
+    from benchmarks.results import label
+    from harness import RunFolder
+    from harness.cli import one_line_errors
+
+    parser = argparse.ArgumentParser(description="Actions of runs on the hidden target.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    parser.add_argument("--theta", type=float, default=0.4, help="direction of the first target, radians")
+    parser.add_argument("--figure", type=Path, default=Path(__file__).parent / "figures" / "hidden.png")
+    options = parser.parse_args()
+    with one_line_errors():
+        names = [label(RunFolder(run).stored_args()["exp_name"]) for run in options.runs]
+        drawn = [actions(run, options.theta, 2000) for run in options.runs]
+        draw(dict(zip(names, drawn, strict=True)), options.theta, options.figure)
+
+
+if __name__ == "__main__":
+    main()

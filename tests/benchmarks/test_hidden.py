@@ -1,11 +1,16 @@
 """The hidden target, and what policies can reach on it."""
 
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
+from matplotlib.image import imread
 from scipy.optimize import minimize
 
+import sac_jax
 from benchmarks import hidden
+from tests.benchmarks.untrained import untrained_run
 
 HIDDEN = "benchmarks.hidden:HiddenTarget-v0"
 
@@ -70,3 +75,26 @@ def test_best_squashed_gaussian(theta, best):
     starts = [[0, 0, -0.7, -0.7], [0, 0, -4, -0.3], [0.4, -0.2, -4, -0.8], [0.45, 0, -4, -0.8], [0.7, 0, -2, -2]]
     found = [minimize(failure, x, method="Nelder-Mead", options={"maxiter": 200}).fun for x in starts]
     assert -min(found) == pytest.approx(best, abs=0.02)
+
+
+def test_picture_of_trained_agents(tmp_path, monkeypatch, capsys):
+    place, drawn = tmp_path / "figures" / "hidden.png", {}
+
+    def call(*runs):
+        monkeypatch.setattr(sys, "argv", ["hidden", *map(str, runs), "--theta", "0.7", "--figure", str(place)])
+        hidden.main()
+
+    args = {"total_timesteps": 10_000, "hidden_dim": 16, "runs_folder": str(tmp_path / "runs")}
+    run = untrained_run(sac_jax.Args(env_id=HIDDEN, exp_name="sac_jax", **args), action_size=2)
+    other = untrained_run(sac_jax.Args(env_id="Pendulum-v1", **args), action_size=2)
+    monkeypatch.setattr(
+        hidden, "draw", lambda samples, *_, draw=hidden.draw: (drawn.update(samples), draw(samples, *_))
+    )
+    call(run)
+    assert list(drawn) == ["SAC"] and drawn["SAC"].shape == (2000, 2)
+    assert drawn["SAC"].std() == pytest.approx(np.exp(-1.5), rel=0.2), "the deviation that a new agent has"
+    pixels = imread(place)[..., :3]
+    assert min(pixels.shape[:2]) > 200 and pixels.std() > 0.02
+    with pytest.raises(SystemExit, match="2"):
+        call(other)
+    assert capsys.readouterr().err == f"error: {other} is no run on the hidden target\n"

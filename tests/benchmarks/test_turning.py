@@ -4,13 +4,10 @@ import csv
 import dataclasses
 import json
 import shutil
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import gymnasium as gym
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,8 +15,7 @@ import sac_jax
 from benchmarks import turning
 from benchmarks.results import read_rows
 from benchmarks.tables import turning_table
-from harness import RunFolder, provenance
-from harness.checkpoint import Checkpoints
+from tests.benchmarks.untrained import untrained_run
 
 TURNING = "benchmarks.turning:TurningAgent-v0"
 
@@ -96,22 +92,8 @@ def test_rollout_draws_anew_at_every_step():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run of two seeds with their agents, as they were before training."""
     args = sac_jax.Args(env_id=TURNING, num_seeds=2, gamma=0.9, alpha=0.05, total_timesteps=10_000, hidden_dim=16)
-    folder = RunFolder.create(dataclasses.replace(args, runs_folder=str(tmp_path_factory.mktemp("runs"))))
-    folder.write_args(args)
-    folder.add_versions(0, provenance.versions() | {"git_commit": "c" * 40, "git_dirty": False})
-    tags = ("charts/SPS", "eval/episodic_return_stochastic", "eval/episodic_return_deterministic")
-    rows = [f"10000,1.0,{seed},{tag},90.0\n" for seed in args.seeds for tag in tags]
-    (folder.path / "scalars.csv").write_text("".join(["global_step,wall_time,seed,tag,value\n", *rows]))
-    folder.write_json("summary.json", {"total_timesteps": 10_000})
-    sizes = SimpleNamespace(observation_size=2, action_size=1)
-    agents = jax.jit(jax.vmap(partial(sac_jax.init_agent, args, sizes)))(jax.random.split(jax.random.key(0)))
-    checkpoints = Checkpoints(folder.path)
-    checkpoints.save(10_000, sac_jax.Training(agents, buffer=None, env_state=None, key=jnp.zeros(2)), {})
-    checkpoints.wait()
-    checkpoints.close()
-    return folder.path
+    return untrained_run(dataclasses.replace(args, runs_folder=str(tmp_path_factory.mktemp("runs"))), action_size=1)
 
 
 @pytest.fixture

@@ -1,0 +1,31 @@
+"""The folder of a run whose agents are as they were before training."""
+
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+
+import sac_jax
+from harness import RunFolder, provenance
+from harness.checkpoint import Checkpoints
+
+
+def untrained_run(args: sac_jax.Args, action_size: int) -> Path:
+    """Of sac_jax.py, finished; observations are of two dimensions, every return is 90."""
+    folder, steps = RunFolder.create(args), args.total_timesteps
+    folder.write_args(args)
+    folder.add_versions(0, provenance.versions() | {"git_commit": "c" * 40, "git_dirty": False})
+    tags = ("charts/SPS", "eval/episodic_return_stochastic", "eval/episodic_return_deterministic")
+    rows = [f"{steps},1.0,{seed},{tag},90.0\n" for seed in args.seeds for tag in tags]
+    (folder.path / "scalars.csv").write_text("".join(["global_step,wall_time,seed,tag,value\n", *rows]))
+    folder.write_json("summary.json", {"total_timesteps": steps})
+    sizes = SimpleNamespace(observation_size=2, action_size=action_size)
+    keys = jax.random.split(jax.random.key(0), args.num_seeds)
+    agents = jax.jit(jax.vmap(partial(sac_jax.init_agent, args, sizes)))(keys)
+    checkpoints = Checkpoints(folder.path)
+    checkpoints.save(steps, sac_jax.Training(agents, buffer=None, env_state=None, key=jnp.zeros(2)), {})
+    checkpoints.wait()
+    checkpoints.close()
+    return folder.path
