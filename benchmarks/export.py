@@ -48,7 +48,7 @@ TRAINING_EPISODES = 100
 # Environments that are about more than the return, whose rows are no part of RESULTS.
 ELSEWHERE = {
     "TurningAgent": "see python -m benchmarks.turning",
-    "HiddenTarget": "goes to --results benchmarks/hidden_target",
+    "HiddenTarget": "export it with --results benchmarks/hidden_target",
 }
 
 # ---------------------------------------------------------------------------------------------------------- arguments
@@ -282,7 +282,7 @@ def main() -> int:
             print(f"{folder.name}: of the quick suite, left out; --results FOLDER exports it")
             continue
         if options.results == RESULTS and (known := re.search("|".join(ELSEWHERE), folder.name)):
-            print(f"{folder.name}: {ELSEWHERE[known[0]]}, left out")
+            print(f"{folder.name}: left out, {ELSEWHERE[known[0]]}")
             continue
         try:
             rows = read_run(folder, options.allow_dirty, options.allow_unfinished)

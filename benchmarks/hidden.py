@@ -8,12 +8,12 @@ of the first uniformly, observed as the unit vector (cos theta, sin theta), and 
 observed. An action in [-1, 1]^2 that is closer than 0.2 to that one gives 1 and ends the episode. Any other gives 0;
 after ten the episode is truncated.
 
-The observation never changes and tells nothing, so all that a policy without a memory can do is to try: one that hits
-the targets with probabilities p_1 .. p_4 succeeds in 1 - mean_i (1 - p_i)^10 of the episodes (`success`), at most
-0.944, with a quarter at each. A policy that always tries the same target succeeds in a quarter of them, a uniform one,
-which hits with probability 0.031, in 0.27, and the best squashed Gaussian in 0.41 to 0.48, by theta. That stochastic
-policies are better than all deterministic ones where the state is hidden is known since Singh, Jaakkola and Jordan
-(1994).
+The observation says nothing about which target counts, so all that a policy without a memory can do is to try: one
+that hits the targets with probabilities p_1 .. p_4 succeeds in 1 - mean_i (1 - p_i)^10 of the episodes (`success`), at
+most 0.944, with a quarter at each. A policy that always tries the same target succeeds in a quarter of them, a uniform
+one, which hits with probability 0.031, in 0.27, and the best Gaussian in 0.41 to 0.47 if it is squashed by tanh, 0.38
+to 0.46 if it is clipped, by theta. That stochastic policies can be better than all deterministic ones where the state
+is hidden is known since Singh, Jaakkola and Jordan (1994).
 """
 
 import argparse
@@ -86,12 +86,12 @@ def actions(run: Path, theta: float, number: int) -> np.ndarray:
     return load_agent(run)(obs, jax.random.key(0))
 
 
-def draw(samples: dict[str, np.ndarray], theta: float, path: Path) -> None:
-    """The targets and, by title, actions `[n, 2]`, with the share of the episodes in which such actions succeed."""
+def draw(samples: list[tuple[str, np.ndarray]], theta: float, path: Path) -> None:
+    """The targets and, below a title, actions `[n, 2]` with the share of the episodes in which such actions succeed."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(samples), figsize=(2.4 * len(samples), 2.8), squeeze=False)
-    for axis, (title, action) in zip(axes[0], samples.items(), strict=True):
+    for axis, (title, action) in zip(axes[0], samples, strict=True):
         axis.plot(*action.T, ",", color="black", alpha=0.7)
         for place in targets(theta):
             axis.add_patch(plt.Circle(place, RADIUS, fill=False, color="#d95f0e"))
@@ -118,7 +118,7 @@ def main() -> None:
     with one_line_errors():
         names = [label(RunFolder(run).stored_args()["exp_name"]) for run in options.runs]
         drawn = [actions(run, options.theta, 2000) for run in options.runs]
-        draw(dict(zip(names, drawn, strict=True)), options.theta, options.figure)
+        draw(list(zip(names, drawn, strict=True)), options.theta, options.figure)
 
 
 if __name__ == "__main__":

@@ -140,14 +140,18 @@ def at_equal_steps(
 def ablations(results: Results, prefix: str) -> dict[str, tuple[int, dict[int, list[Curve]]]]:
     """By environment the equal steps and the curves by K of the runs `{prefix}_k{K}`, cut there.
 
-    Without `{prefix}_k8` the default runs serve.
+    Without `{prefix}_k8` the default runs serve where they are of the same commits.
     """
     by_k = {int(match[1]): name for name in results if (match := re.fullmatch(rf"{prefix}_k(\d+)", name))}
     found = {}
     for env_id in environments(results, tuple(by_k.values())):
-        names = {8: f"{prefix}_jax"} | {k: name for k, name in by_k.items() if env_id in results[name]}
+        names = {k: name for k, name in by_k.items() if env_id in results[name]}
+        default = results.get(f"{prefix}_jax", {}).get(env_id, [])
+        commits = {curve.columns["commit"] for name in names.values() for curve in results[name][env_id]}
+        if default and {curve.columns["commit"] for curve in default} <= commits:
+            names.setdefault(8, f"{prefix}_jax")
         limit, curves = at_equal_steps(results, tuple(names.values()), env_id)
-        found[env_id] = limit, {k: curves[names[k]] for k in sorted(names) if names[k] in curves}
+        found[env_id] = limit, {k: curves[names[k]] for k in sorted(names)}
     return found
 
 

@@ -156,15 +156,16 @@ def seeds_table(results: Results, family: str) -> str:
 
 
 def ablation_table(results: Results, prefix: str, *policies: str) -> str:
-    """The scores, the entropy and the speed by the number of denoising steps."""
-    rows = []
-    for env_id, (limit, curves) in ablations(results, prefix).items():
+    """The scores, the entropy where it was recorded, and the speed by the number of denoising steps."""
+    found, rows = ablations(results, prefix), []
+    known = any(np.isfinite(scores(of_k, "entropy")).any() for _, curves in found.values() for of_k in curves.values())
+    metrics = (*policies, "entropy") if known else policies
+    for env_id, (limit, curves) in found.items():
         for k, of_k in curves.items():
-            means = [score(of_k, metric) for metric in (*policies, "entropy")]
+            means = [score(of_k, metric) for metric in metrics]
             name = of_k[0].columns["exp_name"]
             rows.append([env_id, thousands(limit), str(k), seeds_of(of_k), *means, number(speed(of_k)), name])
-    header = ["Environment", "steps", "K", "seeds", *policies, "entropy", "steps/s", "name"]
-    return markdown(header, rows)
+    return markdown(["Environment", "steps", "K", "seeds", *metrics, "steps/s", "name"], rows)
 
 
 def settings_rows(results: Results, names: tuple[str, ...], columns: list[dict[str, str]]) -> list[list[str]]:
@@ -368,16 +369,19 @@ def turning_table(path: Path) -> str:
 
 def hidden_table(results: Results) -> str:
     """Share of the episodes in which the stochastic policy found the hidden target, by seed."""
+    groups: dict[tuple, list[Curve]] = {}
+    for curve in (curve for by_env in results.values() for curves in by_env.values() for curve in curves):
+        columns, place = curve.columns, list(ALGORITHMS).index(curve.columns["script"])
+        groups.setdefault((place, columns["exp_name"], columns["arguments"], int(curve.steps[-1])), []).append(curve)
     rows = []
-    every = [curves for by_env in results.values() for curves in by_env.values()]
-    for curves in sorted(every, key=lambda curves: list(ALGORITHMS).index(curves[0].columns["script"])):
-        columns, shares = curves[0].columns, scores(curves, "stochastic")
-        run = [label(columns["script"]), settings_of(columns["arguments"]), thousands(int(curves[0].steps[-1]))]
+    for (*_, arguments, steps), curves in sorted(groups.items()):
+        shares = scores(curves, "stochastic")
+        run = [label(curves[0].columns["script"]), settings_of(arguments), thousands(steps)]
         each = ", ".join(f"{curve.seed}: {share:.2f}" for curve, share in zip(curves, shares, strict=True))
         commits = " ".join(sorted({curve.columns["commit"][:7] for curve in curves}))
         rows.append([*run, each, f"{shares.mean():.2f}", number(scores(curves, "entropy").mean()), commits])
     header = ["Algorithm", "arguments", "steps", "share found by seed", "mean", "entropy", "commit"]
-    return markdown(header, rows, below="Mean of the last three evaluations, of 200 episodes each.")
+    return markdown(header, rows, below=f"Stochastic policy, mean of its last evaluations. Entropy: {ENTROPY}.")
 
 
 # By their names on the pages: functions of the results and of the benchmarks folder. Of training runs:

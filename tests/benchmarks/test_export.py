@@ -233,8 +233,24 @@ def test_unknown_scripts_are_one_line():
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name, where",
+    [
+        ("m.hidden-HiddenTarget-v0__sac_jax__1__x", "export it with --results benchmarks/hidden_target"),
+        ("m.turning-TurningAgent-v0__sac_jax__1__x", "see python -m benchmarks.turning"),
+        ("Pendulum-v1__quick_sac__1__x", "--results FOLDER exports it"),
+    ],
+)
+def test_what_is_no_part_of_the_results_is_left_out(name, where, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["export", f"runs/{name}"])
+    assert export.main() == 0
+    line = capsys.readouterr().out
+    assert line.startswith(f"{name}: ") and "left out" in line and where in line
+
+
 def committed_arguments():
-    rows = [row for path in export.RESULTS.glob("*.csv") for row in export.read_csv(path)]
+    places = export.RESULTS, *(export.RESULTS.parent / name for name in ("off_policy", "hidden_target"))
+    rows = [row for place in places for path in place.glob("*.csv") for row in export.read_csv(path)]
     rows += rows_of(export.RESULTS.parent / "turning.csv")
     return sorted({(row["script"], row["arguments"]) for row in rows})
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from benchmarks import tables
+from benchmarks import export, tables
 from benchmarks.pages import ROOT
 from benchmarks.results import load, read_rows
+from tests.benchmarks.conftest import made_up_rows
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,24 @@ def test_ablation_table(results):
     assert tables.ablation_table({"diffsac_jax": results["diffsac_jax"]}, "diffsac", "stochastic") == ""
 
 
+def test_ablations_of_several_environments(results, tmp_path):
+    """Each with its own K; the default runs serve for K = 8 only where they are of the same commit."""
+    for row in (rows := made_up_rows("diffsac_k2", "Walker2d-v4", 1, 5, 3)):
+        row["commit"] = "9876543210"
+    export.merge(rows, tmp_path)
+    export.merge(made_up_rows("diffsac_k16", "Walker2d-v4", 1, 4, 3), tmp_path / "same")
+    both = {**results, **load(tmp_path)}
+    lines = tables.ablation_table(both, "diffsac", "stochastic").splitlines()[2:]
+    assert [line.split(" | ")[:3] for line in lines] == [
+        ["| Hopper-v4", "90k", "1"],
+        ["| Hopper-v4", "90k", "4"],
+        ["| Hopper-v4", "90k", "8"],
+        ["| Walker2d-v4", "50k", "2"],
+    ]
+    lines = tables.ablation_table({**both, **load(tmp_path / "same")}, "diffsac", "stochastic").splitlines()[5:]
+    assert [line.split(" | ")[2] for line in lines] == ["2", "8", "16"]
+
+
 def test_search_table(results):
     lines = tables.search_table(results).splitlines()
     assert lines[0] == "| Algorithm | arguments | steps | Hopper-v4, seed 2 |"
@@ -125,6 +144,18 @@ def test_hidden_table(checkout):
     assert lines[2:4] == [
         "| SAC | `--gamma 0.9` | 4k | 1: 1.30, 2: 2.30, 3: 3.30 | 2.30 | -2.0 | 0123456 |",
         "| DiffSAC | `--gamma 0.9` | 4k | 1: 1.60, 2: 2.60, 3: 3.60 | 2.60 | -2.0 | 0123456 |",
+    ]
+    assert lines[-1].startswith("Stochastic policy, mean of its last evaluations.") and "nats" in lines[-1]
+
+
+def test_hidden_table_keeps_other_arguments_apart(tmp_path):
+    for seed, alpha in ((1, "0.02"), (2, "0.02"), (101, "0.01")):
+        arguments = f"--total-timesteps 4000 --alpha {alpha}"
+        export.merge(made_up_rows("sac_jax", "m:HiddenTarget-v0", seed, 4, 0.1, arguments, every=1000), tmp_path)
+    lines = tables.hidden_table(load(tmp_path)).splitlines()
+    assert [line.split(" | ")[1:4] for line in lines[2:4]] == [
+        ["`--alpha 0.01`", "4k", "101: 101.30"],
+        ["`--alpha 0.02`", "4k", "1: 1.30, 2: 2.30"],
     ]
 
 
