@@ -25,7 +25,6 @@ import csv
 import dataclasses
 import json
 import math
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,8 +44,9 @@ COLUMNS = (
     *("wall_time", "steps_per_second", "arguments"),
 )
 TRAINING_EPISODES = 100
-# Environments that are about more than the return, whose rows are no part of RESULTS.
+# By a part of the folder's name, what is no part of RESULTS, and where it goes.
 ELSEWHERE = {
+    "__quick_": "of the quick suite; --results FOLDER exports it",
     "TurningAgent": "see python -m benchmarks.turning",
     "HiddenTarget": "export it with --results benchmarks/hidden_target",
 }
@@ -278,11 +278,9 @@ def main() -> int:
     for folder in options.runs:
         if folder.is_file() or folder.name == "logs":
             continue  # `runs/*` names more than run folders
-        if options.results == RESULTS and "__quick_" in folder.name:
-            print(f"{folder.name}: of the quick suite, left out; --results FOLDER exports it")
-            continue
-        if options.results == RESULTS and (known := re.search("|".join(ELSEWHERE), folder.name)):
-            print(f"{folder.name}: left out, {ELSEWHERE[known[0]]}")
+        where = [ELSEWHERE[part] for part in ELSEWHERE if part in folder.name]
+        if options.results == RESULTS and where:
+            print(f"{folder.name}: left out, {where[0]}")
             continue
         try:
             rows = read_run(folder, options.allow_dirty, options.allow_unfinished)

@@ -5,8 +5,8 @@
 
 Four targets in the plane of the actions, 0.6 from the origin, 90 degrees apart. An episode draws the direction theta
 of the first uniformly, observed as the unit vector (cos theta, sin theta), and which of the four counts, which is not
-observed. An action in [-1, 1]^2 that is closer than 0.2 to that one gives 1 and ends the episode. Any other gives 0;
-after ten the episode is truncated.
+observed. An action in [-1, 1]^2 that is closer than 0.2 to that one gives 1 and ends the episode. Any other is a miss
+and gives 0; after ten misses the episode is truncated.
 
 The observation says nothing about which target counts, so all that a policy without a memory can do is to try: one
 that hits the targets with probabilities p_1 .. p_4 succeeds in 1 - mean_i (1 - p_i)^10 of the episodes (`success`), at
@@ -35,6 +35,11 @@ def targets(theta: float) -> np.ndarray:
     return DISTANCE * np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
+def observation(theta: float) -> np.ndarray:
+    """What is observed of an episode, `[2]`."""
+    return np.array([np.cos(theta), np.sin(theta)], np.float32)
+
+
 def hits(action: np.ndarray, theta: float) -> np.ndarray:
     """Whether actions `[.., 2]` are closer than RADIUS to each of the targets, `[.., 4]`."""
     return np.linalg.norm(action[..., None, :] - targets(theta), axis=-1) < RADIUS
@@ -55,14 +60,11 @@ class HiddenTarget(gym.Env):
         super().reset(seed=seed)
         self.theta = float(self.np_random.uniform(0, 2 * np.pi))
         self.hidden = int(self.np_random.integers(NUM_TARGETS))
-        return self._observation(), {}
+        return observation(self.theta), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         hit = bool(hits(np.asarray(action), self.theta)[self.hidden])
-        return self._observation(), float(hit), hit, False, {}
-
-    def _observation(self) -> np.ndarray:
-        return np.array([np.cos(self.theta), np.sin(self.theta)], np.float32)
+        return observation(self.theta), float(hit), hit, False, {}
 
 
 if "HiddenTarget-v0" not in gym.registry:  # `python -m` imports this file under two names
@@ -73,17 +75,19 @@ if "HiddenTarget-v0" not in gym.registry:  # `python -m` imports this file under
 # What draws is imported where it is used: training imports this file for the environment alone.
 
 
-def actions(run: Path, theta: float, number: int) -> np.ndarray:
-    """Actions `[number, 2]` of the stochastic policy of a run's first seed. Raises UserError: it is no such run."""
+def sample(run: Path, theta: float, number: int) -> tuple[str, np.ndarray]:
+    """The title of a run, and actions `[number, 2]` of its first seed's stochastic policy. Raises UserError."""
     import jax
 
+    from benchmarks.results import label
     from envs import UserError
     from harness import RunFolder, load_agent
 
-    if not RunFolder(run).stored_args()["env_id"].endswith("HiddenTarget-v0"):
+    args = RunFolder(run).stored_args()
+    if not args["env_id"].endswith("HiddenTarget-v0"):
         raise UserError(f"{run} is no run on the hidden target")
-    obs = np.tile(np.array([np.cos(theta), np.sin(theta)], np.float32), (number, 1))
-    return load_agent(run)(obs, jax.random.key(0))
+    obs = np.tile(observation(theta), (number, 1))
+    return label(args["exp_name"]), load_agent(run)(obs, jax.random.key(0))
 
 
 def draw(samples: list[tuple[str, np.ndarray]], theta: float, path: Path) -> None:
@@ -106,8 +110,6 @@ def draw(samples: list[tuple[str, np.ndarray]], theta: float, path: Path) -> Non
 
 def main() -> None:
     """Draws the runs named on the command line."""
-    from benchmarks.results import label
-    from harness import RunFolder
     from harness.cli import one_line_errors
 
     parser = argparse.ArgumentParser(description="Actions of runs on the hidden target.")
@@ -116,9 +118,8 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, default=Path(__file__).parent / "figures" / "hidden.png")
     options = parser.parse_args()
     with one_line_errors():
-        names = [label(RunFolder(run).stored_args()["exp_name"]) for run in options.runs]
-        drawn = [actions(run, options.theta, 2000) for run in options.runs]
-        draw(list(zip(names, drawn, strict=True)), options.theta, options.figure)
+        samples = [sample(run, options.theta, 2000) for run in options.runs]
+        draw(samples, options.theta, options.figure)
 
 
 if __name__ == "__main__":
