@@ -299,6 +299,7 @@ MAIN_QUANTITIES = (
     "CrossQ update / SAC update",
     "DiffCrossQ, K = 8 update / CrossQ update",
     "sac_jax.py / SBX 0.28.0 SAC, steps/s",
+    "crossq_jax.py / SBX 0.28.0 CrossQ, steps/s",
     "diffppo_jax.py / ppo_jax.py, K = 8, steps/s",
     "ppo_jax.py / CleanRL PPO, one environment",
 )
