@@ -1,5 +1,7 @@
 """The command: pages from made-up results, and the committed pages."""
 
+import re
+
 import pytest
 
 from benchmarks import figures
@@ -85,3 +87,23 @@ def test_committed_tables_match_the_results():
         text = page.read_text()
         new = filled(text, page.parent, results, folder, folder / "figures")
         assert new == text, f"{page}: run python -m benchmarks.pages --tables"
+
+
+def prose(page):
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page):
+    """Of the page's headings, as GitHub makes them: lower case, hyphens for spaces, no punctuation."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_between_the_pages_lead_somewhere():
+    links = [(page, link) for page in pages(ROOT) for link in re.findall(r"\]\(([^)\s]+)\)", prose(page))]
+    inner = [(page, *link.partition("#")[::2]) for page, link in links if not link.startswith("http")]
+    assert any(anchor for _, _, anchor in inner)
+    for page, path, anchor in inner:
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name}: {path}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {path}#{anchor}"
