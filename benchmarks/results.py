@@ -239,8 +239,8 @@ class Pair:
 def pairs(results: Results) -> list[Pair]:
     """Each algorithm of a family against its base (and NEAREST) by policy, where both ran, at equal steps.
 
-    Intervals resample the seeds of both. Environments whose base has no positive score in some seed are left out: a
-    ratio of negative returns says nothing.
+    Intervals resample the seeds of both. Environments where either has a single seed are left out, since it would look
+    certain, and so are those whose base has no positive score in some seed: a ratio of negative returns says nothing.
     """
     found = []
     for policy in POLICIES:
@@ -255,9 +255,10 @@ def compare(results: Results, name: str, base: str, policy: str) -> Pair | None:
     ours, theirs, steps = [], [], {}
     for env_id in environments(results, (name,)):
         limit, curves = at_equal_steps(results, (base, name), env_id)
-        of_base = scores(curves.get(base, []), policy)
-        if len(of_base) and of_base.min() > 0:  # false also where there is no training return yet: NaN
-            ours.append(scores(curves[name], policy))
+        own, of_base = (scores(curves.get(one, []), policy) for one in (name, base))
+        # The minimum is NaN, and not positive, where there is no training return yet.
+        if min(len(own), len(of_base)) > 1 and of_base.min() > 0:
+            ours.append(own)
             theirs.append(of_base)
             steps[env_id] = limit
     if not steps:
