@@ -168,47 +168,24 @@ def ablation_table(results: Results, prefix: str, *policies: str) -> str:
     return markdown(["Environment", "steps", "K", "seeds", *metrics, "steps/s", "name"], rows)
 
 
-def settings_rows(results: Results, names: tuple[str, ...], columns: list[dict[str, str]]) -> list[list[str]]:
-    """A row for each of `names` that a column has a cell of: algorithm, arguments, cells. A column: cells by name."""
-    rows = []
-    for name in names:
-        cells = [column.get(name, "-") for column in columns]
-        if set(cells) - {"-"}:
-            run = next(iter(results[name].values()))[0].columns
-            rows.append([label(run["script"]), settings_of(run["arguments"]), *cells])
-    return rows
-
-
 def search_table(results: Results) -> str:
     """The settings that were tried for the on-policy pair: training (deterministic) score of every single run."""
     pattern = r"(diffppo_alpha|ppo_ent|ppo_std)[0-9.]+(_480k)?"
-    names = tuple(name for name in results if re.fullmatch(pattern, name) and name not in ALGORITHMS)
-    steps, columns = {}, {}
+    names = [name for name in results if re.fullmatch(pattern, name) and name not in ALGORITHMS]
+    curves = {name: [curve for of_env in results[name].values() for curve in of_env] for name in names}
+    runs = sorted({(curve.columns["env_id"], curve.seed) for name in names for curve in curves[name]})
+    rows = []
     for name in names:
-        curves = [curve for of_env in results[name].values() for curve in of_env]
-        steps[name] = thousands(max(int(curve.steps[-1]) for curve in curves))
-        for curve in curves:
-            cell = f"{score([curve], 'training')} ({score([curve], 'deterministic')})"
-            columns.setdefault((curve.columns["env_id"], curve.seed), {})[name] = cell
-    runs = sorted(columns)
+        first = curves[name][0].columns
+        steps = thousands(max(int(curve.steps[-1]) for curve in curves[name]))
+        cells = {
+            (curve.columns["env_id"], curve.seed): f"{score([curve], 'training')} ({score([curve], 'deterministic')})"
+            for curve in curves[name]
+        }
+        arguments = settings_of(first["arguments"])
+        rows.append([label(first["script"]), arguments, steps, *(cells.get(run, "-") for run in runs)])
     header = ["Algorithm", "arguments", "steps", *(f"{env_id}, seed {seed}" for env_id, seed in runs)]
-    return markdown(header, settings_rows(results, names, [steps, *(columns[run] for run in runs)]))
-
-
-def bound_table(results: Results) -> str:
-    """DiffWPO with other trust regions (`diffwpo_bound{--kl-bound}`) beside its default and DiffSAC, at equal steps."""
-    tried = tuple(sorted(name for name in results if re.fullmatch(r"diffwpo_bound[0-9.]+", name)))
-    names = ("diffsac_jax", "diffwpo_jax", *tried)
-    header, columns = ["Algorithm", "arguments"], []
-    for env_id in environments(results, tried):
-        limit, curves = at_equal_steps(results, names, env_id)
-        header.append(f"{env_id}, {thousands(limit)}")
-        cells = {}
-        for name, of_name in curves.items():
-            seeds = f"seed{'s' if len(of_name) > 1 else ''} {seeds_of(of_name)}"
-            cells[name] = f"{score(of_name, *MAIN_POLICIES['off-policy'])} ({seeds})"
-        columns.append(cells)
-    return markdown(header, settings_rows(results, names, columns), below=f"{MEANING['off-policy']}.")
+    return markdown(header, rows)
 
 
 def aggregate_table(results: Results) -> str:
@@ -394,7 +371,6 @@ TRAINING = {
     "aggregate": lambda results, folder: aggregate_table(results),
     "diffsac-k": lambda results, folder: ablation_table(results, "diffsac", "deterministic", "stochastic"),
     "diffppo-k": lambda results, folder: ablation_table(results, "diffppo", "training", "stochastic"),
-    "diffwpo-bound": lambda results, folder: bound_table(results),
     "search": lambda results, folder: search_table(results),
     "reference": lambda results, folder: reference_table(results, read_rows(folder / "reference.csv")),
     "cost": lambda results, folder: cost_table(results),

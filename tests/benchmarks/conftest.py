@@ -52,10 +52,6 @@ def checkout(tmp_path_factory) -> Path:
             rows = made_up_rows(name, "m:HiddenTarget-v0", seed, 4, scale, arguments, every=1000, script=script)
             export.merge(rows, folder / "hidden_target")
     export.merge(
-        made_up_rows("diffwpo_bound0.1", "Hopper-v4", 1, 9, 1, "--kl-bound 0.1", script="diffwpo_jax"),
-        folder / "results",
-    )
-    export.merge(
         made_up_rows("ppo_ent0.01", "Hopper-v4", 2, 9, 1, "--total-timesteps 90000 --ent-coef 0.01", script="ppo_jax"),
         folder / "results",
     )
