@@ -1,6 +1,7 @@
 """The Markdown tables of the pages."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -67,10 +68,13 @@ def seeds_of(curves: list[Curve]) -> str:
 
 
 def common_seeds(curves: dict[str, list[Curve]]) -> str:
-    """'1 2 3', or each algorithm's where they differ."""
+    """'1 2 3', or where they differ 'SAC 1 2 3; others 1': most algorithms' last."""
     each = {label(name): seeds_of(of_name) for name, of_name in curves.items()}
-    same = set(each.values())
-    return same.pop() if len(same) == 1 else "; ".join(f"{name} {seeds}" for name, seeds in each.items())
+    most, count = Counter(each.values()).most_common(1)[0]
+    if count == len(each):
+        return most
+    parts = [f"{name} {seeds}" for name, seeds in each.items() if seeds != most or count == 1]
+    return "; ".join(parts + [f"others {most}"] * (count > 1))
 
 
 def settings_of(arguments: str) -> str:

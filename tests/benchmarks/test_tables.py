@@ -56,6 +56,9 @@ def test_seeds_are_named_where_they_differ(results):
     curves = results["sac_jax"]["Hopper-v4"]
     assert tables.common_seeds({"sac_jax": curves, "diffsac_jax": curves}) == "1 2 3"
     assert tables.common_seeds({"sac_jax": curves, "diffsac_jax": curves[:1]}) == "SAC 1 2 3; DiffSAC 1"
+    three = {"sac_jax": curves, "diffsac_jax": curves[:1], "diffwpo_jax": curves[:1]}
+    assert tables.common_seeds(three) == "SAC 1 2 3; others 1"
+    assert tables.common_seeds(three | {"diffwpo_jax": curves[:2]}) == "SAC 1 2 3; DiffSAC 1; DiffWPO 1 2"
 
 
 def test_aggregate_table(results):
