@@ -102,7 +102,7 @@ class Args(Experiment):
         return self.num_envs * self.updates_per_step
 
     def target_entropy(self, action_size: int) -> float:
-        # The bound's gap for a Gaussian of SAC's target entropy, whose standard deviation is 0.089.
+        # The bound's gap for a policy of SAC's target entropy: a Gaussian of standard deviation 0.089.
         gap = diffusion.path_kl_per_dimension(self.num_denoising_steps, self.prior_std, 0.089)
         return -(self.target_entropy_scale + (0.0 if self.entropy_paths else gap)) * action_size
 

@@ -27,7 +27,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Algorithm:
-    """How a name of the list (run_all.sh) is shown. Told apart without colour: by line, marker and lightness."""
+    """How a name of suites.toml is shown. Told apart without colour: by line, marker and lightness."""
 
     label: str
     colour: str

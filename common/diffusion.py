@@ -218,12 +218,12 @@ def chain_log_likelihood(chain: DenoisingChain) -> jax.Array:
 
 
 def path_kl_per_dimension(num_denoising_steps: int, prior_std: float, std: float) -> float:
-    """Smallest gap E[l] - E[log pi], in nats per dimension, of a chain that aims at a Gaussian of deviation `std`.
+    """Smallest gap E[l] - E[log pi], in nats per dimension, of a chain whose a^0 is a Gaussian of deviation `std`.
 
-    (K+1)/2 (r - 1 - log r) with r = (nu^2 / std^2)^(1/(K+1)): zero at std = nu, shrinking as K grows.
+    K/2 (r - 1 - log r) with r = (nu^2 / std^2)^(1/K): zero at std = nu, shrinking as K grows.
     """
-    log_r = 2.0 * math.log(prior_std / std) / (num_denoising_steps + 1)
-    return (num_denoising_steps + 1) / 2 * (math.exp(log_r) - 1.0 - log_r)
+    log_r = 2.0 * math.log(prior_std / std) / num_denoising_steps
+    return num_denoising_steps / 2 * (math.exp(log_r) - 1.0 - log_r)
 
 
 def log_lik_bounds(

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.scipy.special import logit
+from scipy.optimize import minimize
+from scipy.special import expit
 
 from common import diffusion
 from common.distributions import gaussian_log_prob
@@ -197,7 +199,30 @@ def test_initial_noise_levels():
     np.testing.assert_allclose(jax.nn.sigmoid(diffusion.initial_noise_logits(1, 3)), np.full((1, 3), 0.6), rtol=1e-5)
 
 
-def test_path_kl_per_dimension():
-    """The values of the default target entropy: 1.78 in all at K = 8 for the std at SAC's target, 0 at std = nu."""
-    assert 1 + diffusion.path_kl_per_dimension(8, 1.0, 0.089) == pytest.approx(1.78, abs=0.01)
-    assert diffusion.path_kl_per_dimension(8, 0.3, 0.3) == pytest.approx(0.0, abs=1e-12)
+@pytest.mark.parametrize("num_steps, prior_std, std", [(1, 1.0, 0.5), (2, 1.0, 0.2), (3, 1.5, 0.4), (2, 0.3, 0.3)])
+def test_path_kl_per_dimension_is_the_smallest_of_all_linear_chains(num_steps, prior_std, std):
+    """Found numerically over gains and noise levels of a^{k-1} = g_k a^k + sqrt(beta_k) nu eps that end at `std`."""
+
+    def gap(x):
+        beta = expit(x[:num_steps])
+        beta[0] *= min(1.0, (std / prior_std) ** 2)  # the last kernel alone is no wider than a^0
+        variances, covariances = [prior_std**2], []  # from a^K on; of neighbours
+        for b, gain in zip(beta[:0:-1], x[num_steps:], strict=True):
+            covariances.append(gain * variances[-1])
+            variances.append(gain**2 * variances[-1] + b * prior_std**2)
+        covariances.append(np.sqrt((std**2 - beta[0] * prior_std**2) * variances[-1]))
+        variances.append(std**2)
+        gap = -0.5 * np.log(2 * np.pi * prior_std**2) - 0.5 + 0.5 * np.log(2 * np.pi * np.e * std**2)
+        for b, upper, lower, both in zip(beta[::-1], variances[:-1], variances[1:], covariances, strict=True):
+            distance = upper - 2 * np.sqrt(1 - b) * both + (1 - b) * lower  # E (a^k - sqrt(1 - beta_k) a^{k-1})^2
+            gap += 0.5 * distance / (b * prior_std**2) - 0.5
+        return gap
+
+    starts = np.random.default_rng(0).normal(size=(20, 2 * num_steps - 1))
+    smallest = min(minimize(gap, x, method="BFGS").fun for x in starts)
+    assert smallest == pytest.approx(diffusion.path_kl_per_dimension(num_steps, prior_std, std), abs=1e-4)
+
+
+def test_path_kl_per_dimension_of_the_default_target():
+    """At the standard deviation of SAC's target entropy, K = 8."""
+    assert diffusion.path_kl_per_dimension(8, 1.0, 0.089) == pytest.approx(0.904, abs=0.001)

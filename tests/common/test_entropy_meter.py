@@ -63,8 +63,10 @@ def test_the_entropy_lies_between_its_bounds(num_steps):
 
 def test_the_estimate_of_a_policy_much_narrower_than_the_prior():
     """Six dimensions at SAC's target of -1 each, K = 8: with 8 other chains within 0.1 per dimension, where the chain's
-    bound is 0.6 below the entropy. The chain is the best one for this target: marginals of variance s^2 r^k."""
-    num_steps, std, dims = 8, 0.089, 6
+    bound is 0.9 below the entropy. The chain is the best one for a Gaussian target of deviation s, the marginals of its
+    noising s^2 r^k; its own variance is r s^2."""
+    num_steps, dims = 8, 6
+    std = 0.089 ** ((num_steps + 1) / num_steps)
     r = std ** (-2 / (num_steps + 1))
     variance = std**2 * r ** np.arange(num_steps + 1)
     beta = np.diff(variance) / (1 - variance[:-1])
@@ -74,9 +76,11 @@ def test_the_estimate_of_a_policy_much_narrower_than_the_prior():
     marginal = 1.0
     for b, v, next_v in zip(beta[::-1], variance[:0:-1], variance[-2::-1], strict=True):
         marginal = (np.sqrt(1 - b) * next_v / v) ** 2 * marginal + b
+    assert marginal == pytest.approx(0.089**2)
     entropy = dims * 0.5 * np.log(2 * np.pi * np.e * marginal)
     bound, _, middle, _ = means(schedule, drift_fn, num_others=8, num_samples=2000)
-    assert bound < entropy - 0.6 * dims
+    gap = diffusion.path_kl_per_dimension(num_steps, 1.0, 0.089)
+    assert bound == pytest.approx(entropy - gap * dims, abs=0.05 * dims)
     assert middle == pytest.approx(entropy, abs=0.1 * dims)
 
 
