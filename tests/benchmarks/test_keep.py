@@ -91,5 +91,5 @@ def test_agents_to_try_act_and_are_small():
     for folder in AGENTS:
         (checkpoint,) = complete(folder / "checkpoints")
         assert damage(checkpoint) is None
-        obs = np.zeros({"Hopper-v4": 11, "HalfCheetah-v4": 17}[RunFolder(folder).stored_args()["env_id"]])
+        obs = np.zeros({"Hopper-v4": 11, "Walker2d-v4": 17, "HalfCheetah-v4": 17}[RunFolder(folder).stored_args()["env_id"]])
         assert np.all(np.abs(load_agent(folder, deterministic=True)(obs, jax.random.key(0))) <= 1)
