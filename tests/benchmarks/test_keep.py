@@ -87,9 +87,10 @@ def test_an_agent_to_try_is_as_good_as_recorded(folder, capsys):
 
 def test_agents_to_try_act_and_are_small():
     """With the scripts as they are now: a new argument or another network would make them useless."""
+    sizes = {"Hopper-v4": 11, "Walker2d-v4": 17, "HalfCheetah-v4": 17}
     assert AGENTS and sum(map(size, AGENTS)) < 4e6
     for folder in AGENTS:
         (checkpoint,) = complete(folder / "checkpoints")
         assert damage(checkpoint) is None
-        obs = np.zeros({"Hopper-v4": 11, "Walker2d-v4": 17, "HalfCheetah-v4": 17}[RunFolder(folder).stored_args()["env_id"]])
+        obs = np.zeros(sizes[RunFolder(folder).stored_args()["env_id"]])
         assert np.all(np.abs(load_agent(folder, deterministic=True)(obs, jax.random.key(0))) <= 1)
