@@ -224,5 +224,6 @@ def test_path_kl_per_dimension_is_the_smallest_of_all_linear_chains(num_steps, p
 
 
 def test_path_kl_per_dimension_of_the_default_target():
-    """At the standard deviation of SAC's target entropy, K = 8."""
+    """At the standard deviation of SAC's target entropy, K = 8; and 0 at std = nu."""
     assert diffusion.path_kl_per_dimension(8, 1.0, 0.089) == pytest.approx(0.904, abs=0.001)
+    assert diffusion.path_kl_per_dimension(8, 0.3, 0.3) == pytest.approx(0.0, abs=1e-12)
