@@ -94,11 +94,12 @@ def test_learns_resumes_and_trains_two_seeds(script, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *(jax.tree.leaves(agents(x)) for x in (pieces, whole)))
 
 
-@pytest.mark.parametrize("env_id, least", [("playground/CartpoleBalance", 350), ("brax/inverted_pendulum", 100)])
+@pytest.mark.parametrize("env_id, least", [("playground/CartpoleBalance", 700), ("brax/inverted_pendulum", 900)])
 def test_ppo_improves_on_the_libraries(env_id, least, tmp_path):
     pytest.importorskip("mujoco_playground", reason="needs '.[playground]'")
-    settings = {"env-id": env_id, "num-envs": 64, "num-steps": 32, "num-minibatches": 8, "total-timesteps": 98_304}
-    settings |= {"eval-frequency": 49_152, "eval-episodes": 4, "anneal-lr": False}
+    settings = {"env-id": env_id, "num-envs": 64, "num-steps": 32, "num-minibatches": 8, "hidden-dim": 64}
+    settings |= {"total-timesteps": 131_072, "eval-frequency": 16_384, "eval-episodes": 4}
+    settings |= {"anneal-lr": False, "learning-rate": 1e-3}
     folder = train("ppo_jax.py", tmp_path, settings, how=run, JAX_DISABLE_MOST_OPTIMIZATIONS="0")
     returns = [value for _, _, tag, value in scalars(folder) if tag == "eval/episodic_return_deterministic"]
-    assert len(returns) == 2 and returns[-1] > max(least, returns[0])
+    assert len(returns) == 8 and returns[-1] > least > 2 * returns[0]  # at most 1000 on both
