@@ -48,7 +48,7 @@ class Args(Experiment):
     """decay of the first moment in the critics' Adam"""
     norm_momentum: float = 0.99
     """decay of the running statistics of batch normalisation"""
-    policy_lr: float = 1e-3
+    policy_lr: float = 3e-4
     """learning rate of the actor (Adam)"""
     q_lr: float = 1e-3
     """learning rate of the critics and of the temperature (Adam)"""
