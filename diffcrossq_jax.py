@@ -65,7 +65,7 @@ class Args(Experiment):
     """K, denoising steps per action"""
     head_dim: int = 64
     """units in each of the two layers that run at every denoising step"""
-    entropy_paths: int = 8
+    entropy_paths: int = 16
     """M, other chains of the entropy estimate that is held to the target; 0: the bound, to a target lower by its gap"""
     prior_std: float = 1.0
     """nu, standard deviation of the prior that the chain starts from"""
@@ -270,9 +270,9 @@ def held_log_lik(args, agent, key, obs, chain):
     """What is held to the target entropy in place of log pi: the estimate of it of some rows, or l itself, of all."""
     if args.entropy_paths == 0:
         return squash(chain)[1]
-    chain = jax.tree.map(lambda x: x[..., :32, :] if x.ndim == 3 else x[..., :32], chain)
-    bounds = diffusion.log_lik_bounds(key, *policy_terms(args, agent, obs[:32]), chain, args.entropy_paths)
-    return sum(bounds) / 2 - distributions.tanh_log_det(chain.latents[0])
+    chain = jax.tree.map(lambda x: x[..., :16, :] if x.ndim == 3 else x[..., :16], chain)
+    _, log_lik, _ = diffusion.log_lik_estimates(key, *policy_terms(args, agent, obs[:16]), chain, args.entropy_paths)
+    return log_lik - distributions.tanh_log_det(chain.latents[0])
 
 
 # ----------------------------------------------------------------------------------------------------------- learning

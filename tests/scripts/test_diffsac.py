@@ -139,7 +139,7 @@ def test_an_update_at_noise_levels_of_1_is_finite(name):
 
 
 def test_the_temperature_is_held_by_the_estimate_or_by_the_bound():
-    """The estimate is of the first 32 rows, halfway between the two bounds."""
+    """The estimate is of the first 16 rows, by 16 other chains."""
     args = diffsac_jax.Args(**SMALL)
     agent, _ = agent_and_batch(diffsac_jax, args, "float32")
     obs = jnp.asarray(np.random.default_rng(1).normal(size=(64, O)), jnp.float32)
@@ -148,10 +148,12 @@ def test_the_temperature_is_held_by_the_estimate_or_by_the_bound():
     log_lik = diffsac_jax.held_log_lik(bound, agent, jax.random.key(1), obs, chain)
     np.testing.assert_array_equal(log_lik, diffsac_jax.squash(chain)[1])
     held = diffsac_jax.held_log_lik(args, agent, jax.random.key(1), obs, chain)
-    rows = jax.tree.map(lambda x: x[:, :32] if x.ndim > 1 else x[:32], chain)
-    terms = diffsac_jax.policy_terms(args, agent, obs[:32])
-    upper, lower = diffusion.log_lik_bounds(jax.random.key(1), *terms, rows, 8)
-    np.testing.assert_allclose(held, (upper + lower) / 2 - tanh_log_det(rows.latents[0]), rtol=1e-5)
+    rows = jax.tree.map(lambda x: x[:, :16] if x.ndim > 1 else x[:16], chain)
+    terms = diffsac_jax.policy_terms(args, agent, obs[:16])
+    upper, estimate, lower = diffusion.log_lik_estimates(jax.random.key(1), *terms, rows, 16)
+    np.testing.assert_allclose(held, estimate - tanh_log_det(rows.latents[0]), rtol=1e-5)
+    log_own = np.log(17 * np.exp(upper) - 16 * np.exp(lower))
+    np.testing.assert_allclose(estimate, (upper + np.maximum(lower, log_own - 2.5 * np.log(17))) / 2, rtol=1e-3)
 
 
 def test_default_target_entropy():
