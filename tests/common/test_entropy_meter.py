@@ -85,9 +85,9 @@ def test_the_estimate_of_a_policy_much_narrower_than_the_prior():
 
 
 def test_the_estimate_of_a_policy_with_four_modes():
-    """a^1 is wide, and its signs say in which of four narrow modes a^0 ends: the entropy is log 4 above a mode's. With 16
-    other chains the estimate is within 0.05 nats per dimension. In one chain of a hundred none of them is in its mode,
-    and by these alone the bound on the other side is more than a nat off."""
+    """a^1 is wide, and its signs say in which of four narrow modes a^0 ends: the entropy is log 4 above a mode's. With
+    16 other chains the estimate is within 0.05 nats per dimension. In one chain of a hundred none of them is in its
+    mode, and by these the upper bound is more than a nat off."""
     schedule = diffusion.NoiseSchedule(logit(jnp.array([[0.001] * 2, [0.999] * 2])), 1.0, "noise")
     towards = lambda a, k: jnp.where(k == 1, (0.6 * jnp.sign(a) - schedule.scale[0] * a) / schedule.std[0], 0.0)  # noqa: E731
     entropy = np.log(4) + np.log(2 * np.pi * np.e * 0.001)
