@@ -2,7 +2,7 @@
 
 Run:   python diffcrossq_jax.py --env-id Hopper-v4 --seed 1
 Docs:  docs/crossq.md
-Diff:  diff -u crossq_jax.py diffcrossq_jax.py shows what a diffusion policy changes.
+Diff:  diff -u crossq_jax.py diffcrossq_jax.py shows what a diffusion policy changes, and its rate.
 
 Shapes in the comments: B batch, N environments, O observation, A action, S seeds, K denoising steps.
 """

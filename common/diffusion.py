@@ -232,14 +232,14 @@ def log_lik_estimates(
     """Samples of an upper bound, an estimate and a lower bound of E[log q(a^0 | s)], each `[B]` in nats (key consumed).
 
     Given a^1, the action's density is the last kernel's, q_m = q(a^0 | a^1_m, s). With M = `num_others` further chains
-    at the same s, where m = 0 is the chain that made a^0
+    at the same s, and m = 0 the chain that made a^0:
 
         upper = log mean_{m=0..M} q_m,     lower = log mean_{m=1..M} q_m        (1805.11183; 1810.02789)
 
     Both close in on E[log q(a^0)] as M grows. Where none of the M comes near a^0, as when each is in another mode, a
     sample of the lower bound is hundreds of nats too low. So the estimate is the mean of the two with lower cut at
-    log q_0 - 2.5 log(M + 1); the 2.5 is measured on trained policies (docs/diffsac.md). Unlike importance sampling with
-    paths noised from a^0 (1905.03290), it stays close where the policy is much narrower than the prior.
+    log q_0 - 2.5 log(M + 1). The 2.5 is measured on trained policies: docs/diffsac.md, which has the errors, too.
+    Unlike importance sampling with paths noised from a^0 (1905.03290), it stays close at few steps of a narrow policy.
     """
     drifts = jax.vmap(drift_fn, in_axes=(0, None))  # of several chains at the same observations
     others = sample_chain(key, drifts, schedule, (num_others, *chain.prior_log_prob.shape))

@@ -139,12 +139,16 @@ def test_an_update_at_noise_levels_of_1_is_finite(name):
 
 
 def test_the_temperature_is_held_by_the_estimate_or_by_the_bound():
-    """The estimate is of the first 16 rows, by 16 other chains."""
+    """The estimate is of the first 16 rows, by 16 other chains: the mean of its bounds with the lower one cut."""
     args = diffsac_jax.Args(**SMALL)
     agent, _ = agent_and_batch(diffsac_jax, args, "float32")
     obs = jnp.asarray(np.random.default_rng(1).normal(size=(64, O)), jnp.float32)
     chain = diffusion.sample_chain(jax.random.key(0), *diffsac_jax.policy_terms(args, agent, obs), (64,))
     bound = diffsac_jax.Args(**SMALL, entropy_paths=0)
+    drift_fn, schedule = diffsac_jax.policy_terms(args, agent, obs)
+    far = chain.latents[1].at[0].add(50.0)  # a row that no other chain comes near
+    mean, _ = diffusion.denoising_mean_std(schedule, drift_fn(far, 1), far, 1)
+    chain = chain.replace(latents=chain.latents.at[1].set(far).at[0, 0].set(mean[0]))
     log_lik = diffsac_jax.held_log_lik(bound, agent, jax.random.key(1), obs, chain)
     np.testing.assert_array_equal(log_lik, diffsac_jax.squash(chain)[1])
     held = diffsac_jax.held_log_lik(args, agent, jax.random.key(1), obs, chain)
@@ -152,8 +156,10 @@ def test_the_temperature_is_held_by_the_estimate_or_by_the_bound():
     terms = diffsac_jax.policy_terms(args, agent, obs[:16])
     upper, estimate, lower = diffusion.log_lik_estimates(jax.random.key(1), *terms, rows, 16)
     np.testing.assert_allclose(held, estimate - tanh_log_det(rows.latents[0]), rtol=1e-5)
-    log_own = np.log(17 * np.exp(upper) - 16 * np.exp(lower))
-    np.testing.assert_allclose(estimate, (upper + np.maximum(lower, log_own - 2.5 * np.log(17))) / 2, rtol=1e-3)
+    log_own = upper + np.log(17 - 16 * np.exp(lower - upper))
+    cut = log_own - 2.5 * np.log(17)
+    assert lower[0] < cut[0] - 1000 and (lower[1:] > cut[1:]).any()
+    np.testing.assert_allclose(estimate, (upper + np.maximum(lower, cut)) / 2, rtol=1e-3)
 
 
 def test_default_target_entropy():
