@@ -143,9 +143,9 @@ def test_the_temperature_is_held_by_the_estimate_or_by_the_bound():
     args = diffsac_jax.Args(**SMALL)
     agent, _ = agent_and_batch(diffsac_jax, args, "float32")
     obs = jnp.asarray(np.random.default_rng(1).normal(size=(64, O)), jnp.float32)
-    chain = diffusion.sample_chain(jax.random.key(0), *diffsac_jax.policy_terms(args, agent, obs), (64,))
-    bound = diffsac_jax.Args(**SMALL, entropy_paths=0)
     drift_fn, schedule = diffsac_jax.policy_terms(args, agent, obs)
+    chain = diffusion.sample_chain(jax.random.key(0), drift_fn, schedule, (64,))
+    bound = diffsac_jax.Args(**SMALL, entropy_paths=0)
     far = chain.latents[1].at[0].add(50.0)  # a row that no other chain comes near
     mean, _ = diffusion.denoising_mean_std(schedule, drift_fn(far, 1), far, 1)
     chain = chain.replace(latents=chain.latents.at[1].set(far).at[0, 0].set(mean[0]))
