@@ -66,7 +66,7 @@ class Args(Experiment):
     head_dim: int = 64
     """units in each of the two layers that run at every denoising step"""
     entropy_paths: int = 16
-    """M, other chains of the entropy estimate that is held to the target; 0: the bound, to a target lower by its gap"""
+    """M, further chains per state in the entropy estimate held to the target; 0: hold -l, to a target lower by a gap"""
     prior_std: float = 1.0
     """nu, standard deviation of the prior that the chain starts from"""
     initial_beta_first: float = 0.05
@@ -84,7 +84,9 @@ class Args(Experiment):
         self.positive("num_denoising_steps", "head_dim", "prior_std", "initial_beta_first", "initial_beta_last")
         self.not_negative("learning_starts", "alpha", "target_entropy_scale", "entropy_paths")
         self.fraction("gamma", "q_b1", "norm_momentum")
+        self.check(self.q_b1 < 1, "--q-b1 must be below 1")
         self.check(self.initial_beta_first < 1 and self.initial_beta_last < 1, "noise levels must be below 1")
+        self.check(self.alpha > 0 or not self.autotune, "--alpha 0 needs --no-autotune: tuning multiplies it")
         self.check(self.learning_starts <= self.total_timesteps, "--learning-starts is above --total-timesteps")
         self.check(
             self.num_updates >= 1 and self.num_updates % 1 == 0,
@@ -93,7 +95,7 @@ class Args(Experiment):
 
     @property
     def num_updates(self) -> float:
-        return self.num_envs * self.updates_per_step
+        return round(self.num_envs * self.updates_per_step, 6)  # 100 * 0.07 is no whole number in floats
 
     def target_entropy(self, action_size: int) -> float:
         # The bound's gap for a policy of SAC's target entropy: a Gaussian of standard deviation 0.089.
@@ -140,7 +142,7 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """Q(s, a): obs `[B, O]`, action `[B, A]` -> `[B]`. Normalised over the batch with `train`, else as so far."""
+    """Q(s, a): obs `[B, O]`, action `[B, A]` -> `[B]`. `train`: by the statistics of the batch, not the running."""
 
     hidden_dim: int
     momentum: float

@@ -64,7 +64,7 @@ class Args(Experiment):
     head_dim: int = 64
     """units in each of the two layers that run at every denoising step"""
     entropy_paths: int = 16
-    """M, other chains of the entropy estimate that is held to the target; 0: the bound, to a target lower by its gap"""
+    """M, further chains per state in the entropy estimate held to the target; 0: hold -l, to a target lower by a gap"""
     prior_std: float = 1.0
     """nu, standard deviation of the prior that the chain starts from"""
     initial_beta_first: float = 0.05
@@ -83,6 +83,7 @@ class Args(Experiment):
         self.not_negative("learning_starts", "alpha", "target_entropy_scale", "entropy_paths")
         self.fraction("gamma", "tau")
         self.check(self.initial_beta_first < 1 and self.initial_beta_last < 1, "noise levels must be below 1")
+        self.check(self.alpha > 0 or not self.autotune, "--alpha 0 needs --no-autotune: tuning multiplies it")
         self.check(self.learning_starts <= self.total_timesteps, "--learning-starts is above --total-timesteps")
         self.check(
             self.num_updates >= 1 and self.num_updates % 1 == 0,
@@ -91,7 +92,7 @@ class Args(Experiment):
 
     @property
     def num_updates(self) -> float:
-        return self.num_envs * self.updates_per_step
+        return round(self.num_envs * self.updates_per_step, 6)  # 100 * 0.07 is no whole number in floats
 
     def target_entropy(self, action_size: int) -> float:
         # The bound's gap for a policy of SAC's target entropy: a Gaussian of standard deviation 0.089.

@@ -65,6 +65,7 @@ class Args(Experiment):
         )
         self.not_negative("learning_starts", "alpha", "target_entropy_scale")
         self.fraction("gamma", "tau")
+        self.check(self.alpha > 0 or not self.autotune, "--alpha 0 needs --no-autotune: tuning multiplies it")
         self.check(self.learning_starts <= self.total_timesteps, "--learning-starts is above --total-timesteps")
         self.check(
             self.num_updates >= 1 and self.num_updates % 1 == 0,
@@ -73,7 +74,7 @@ class Args(Experiment):
 
     @property
     def num_updates(self) -> float:
-        return self.num_envs * self.updates_per_step
+        return round(self.num_envs * self.updates_per_step, 6)  # 100 * 0.07 is no whole number in floats
 
     def target_entropy(self, action_size: int) -> float:
         return -self.target_entropy_scale * action_size

@@ -102,9 +102,8 @@ def initial_noise_logits(
 
 def level_embedding(k: jax.Array, num_denoising_steps: int) -> jax.Array:
     """sin and cos of (k/K)(pi/2){1, 2, 4, 8}. Level k, int `[...]` -> `[..., 8]`."""
-    angle = (jnp.asarray(k, jnp.float32) / num_denoising_steps * (jnp.pi / 2))[..., None] * jnp.array(
-        [1.0, 2.0, 4.0, 8.0]
-    )
+    angle = (jnp.asarray(k, jnp.float32) / num_denoising_steps * (jnp.pi / 2))[..., None]
+    angle = angle * jnp.array([1.0, 2.0, 4.0, 8.0])
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
@@ -132,11 +131,13 @@ def denoising_mean_std(
     Args:
       drift: f(a^k, s, k), `[B, A]`.
       latent: a^k, `[B, A]`.
-      k: the step, in 1 .. K, int scalar or `[B]`.
+      k: the step, in 1 .. K, int scalar, or `[B]` where the noise levels are `[K, A]`.
 
-    Returns: mean `[B, A]`, std `[A]` or `[B, A]`.
+    Returns: mean `[B, A]`, std `[A]` or `[B, A]`. Raises ValueError where the noise levels are no levels of these rows.
     """
     mean = schedule.scale[k - 1] * latent + drift_coefficient(schedule)[k - 1] * schedule.prior_std * drift
+    if mean.shape != latent.shape:
+        raise ValueError(f"noise levels {schedule.logits.shape} at k {jnp.shape(k)} do not fit latents {latent.shape}")
     return mean, schedule.std[k - 1]
 
 
@@ -174,11 +175,7 @@ def denoise(drift_fn: DriftFn, schedule: NoiseSchedule, last: jax.Array, noise: 
 
     steps = jnp.arange(1, schedule.num_denoising_steps + 1)
     _, (latents, rho) = jax.lax.scan(step, last, (noise, steps), reverse=True)
-    return DenoisingChain(
-        latents=jnp.concatenate([latents, last[None]]),
-        rho=rho,
-        prior_log_prob=prior_log_prob(schedule, last),
-    )
+    return DenoisingChain(jnp.concatenate([latents, last[None]]), rho, prior_log_prob(schedule, last))
 
 
 def sample_chain(key: jax.Array, drift_fn: DriftFn, schedule: NoiseSchedule, shape: tuple[int, ...]) -> DenoisingChain:
@@ -205,7 +202,7 @@ def step_log_densities(
 
     Args:
       latent, next_latent: a^k and a^{k-1}, `[B, A]`.
-      k: the step, in 1 .. K, int scalar or `[B]`.
+      k: the step, in 1 .. K, int scalar, or `[B]` where the noise levels are `[K, A]`.
     """
     denoising = denoising_mean_std(schedule, drift_fn(latent, k), latent, k)
     noising = noising_mean_std(schedule, next_latent, k)

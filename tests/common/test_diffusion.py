@@ -144,6 +144,26 @@ def test_step_log_densities_match_the_sampled_chain():
     np.testing.assert_allclose(log_denoising - log_noising, chain.rho, rtol=1e-4, atol=1e-4)
 
 
+def test_steps_of_their_own_need_noise_levels_of_no_row():
+    """With k `[B]`, levels `[K, A]` are each row's own step; levels `[K, B, A]` would broadcast to `[B, B, A]`."""
+    latent, next_latent = jax.random.normal(jax.random.key(0), (2, 4, 3))
+    logits, k = jax.random.normal(jax.random.key(1), (5, 3)), jnp.array([1, 5, 2, 3])
+
+    def drift_fn(latent, k):
+        return jnp.sin(latent)
+
+    together = diffusion.step_log_densities(drift_fn, diffusion.NoiseSchedule(logits), latent, next_latent, k)
+    for row in range(4):
+        alone = diffusion.step_log_densities(
+            drift_fn, diffusion.NoiseSchedule(logits), latent[row], next_latent[row], k[row]
+        )
+        np.testing.assert_allclose([x[row] for x in together], alone, rtol=1e-5)
+    of_rows = diffusion.NoiseSchedule(jnp.tile(logits[:, None], (1, 4, 1)))
+    with pytest.raises(ValueError, match=r"noise levels \(5, 4, 3\) at k \(4,\) do not fit latents \(4, 3\)"):
+        diffusion.step_log_densities(drift_fn, of_rows, latent, next_latent, k)
+    assert diffusion.step_log_densities(drift_fn, of_rows, latent, next_latent, 2)[0].shape == (4,)
+
+
 def test_deterministic_chain_follows_the_means():
     schedule = diffusion.NoiseSchedule(logit(jnp.array([[0.2], [0.5]])), 1.0, "noise")
     latent = 0.0

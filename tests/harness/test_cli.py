@@ -65,6 +65,8 @@ CASES = [
     ("empty buffer", {"buffer-size": 0}, ["--buffer-size must be positive, not 0"]),
     ("empty batch", {"batch-size": 0}, ["--batch-size must be positive, not 0"]),
     ("part of an update", {"updates-per-step": 0.3}, ["--updates-per-step", "whole number"]),
+    ("a temperature that cannot move", {"alpha": 0, "autotune": True}, ["--alpha 0 needs --no-autotune"]),
+    ("no decay of a mean of gradients", {"q-b1": 1}, ["--q-b1 must be below 1"]),
     # rollouts
     ("uneven minibatches", {"num-minibatches": 7}, ["--num-minibatches 7 must divide the", "rows of a rollout"]),
     ("no rollout", {"num-steps": 0}, ["--num-steps must be positive, not 0"]),
@@ -243,6 +245,8 @@ def test_arguments_are_those_of_the_command_line(monkeypatch):
         (["--autotune", "False", "--total-timesteps=2.55e4"], {"autotune": False, "total_timesteps": 26000}),
         (["--autotune=0", "--capture-video=1", "--seed", "7"], {"autotune": False, "capture_video": True, "seed": 7}),
         (["--no-autotune", "--gamma", "1e-1"], {"autotune": False, "gamma": 0.1}),
+        (["--total_timesteps", "2e4", "--no_autotune", "--q_lr=1e-2"], {"total_timesteps": 20_000, "q_lr": 0.01}),
+        (["--run_name=a_b", "--num-envs=100", "--updates_per_step=0.07"], {"run_name": "a_b", "num_updates": 7}),
         (['--env-kwargs={"a": "b=True"}', "--exp-name", "1e3"], {"exp_name": "1e3", "env_kwargs": '{"a": "b=True"}'}),
     ],
 )
@@ -257,6 +261,8 @@ def test_a_rounded_number_of_steps_is_said(capsys):
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 2 and said[0].startswith("--total-timesteps 300,000 becomes 300,")
     assert said[1].startswith("--eval-frequency 10,000 becomes 1") and "--num-envs times --num-steps" in said[1]
+    cli.parse(module_of("sac_jax.py").Args, ["--total_timesteps", "20000"])
+    assert capsys.readouterr().out == ""  # nothing was rounded
 
 
 def test_a_rounded_number_of_steps_is_said_on_resume_too(folder, capsys):
