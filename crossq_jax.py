@@ -102,7 +102,7 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """Q(s, a): obs `[B, O]`, action `[B, A]` -> `[B]`. `train`: by the statistics of the batch, not the running."""
+    """Q(s, a): obs `[B, O]`, action `[B, A]` -> `[B]`. `train`: by the batch's statistics, not the running ones."""
 
     hidden_dim: int
     momentum: float

@@ -256,9 +256,9 @@ def held_log_lik(args, agent, key, obs, chain):
     """What is held to the target entropy in place of log pi: the estimate of it of some rows, or l itself, of all."""
     if args.entropy_paths == 0:
         return squash(chain)[1]
-    chain = jax.tree.map(lambda x: x[..., :16, :] if x.ndim == 3 else x[..., :16], chain)
-    _, log_lik, _ = diffusion.log_lik_estimates(key, *policy_terms(args, agent, obs[:16]), chain, args.entropy_paths)
-    return log_lik - distributions.tanh_log_det(chain.latents[0])
+    latents = chain.latents[:, :16]
+    _, log_lik, _ = diffusion.log_lik_estimates(key, *policy_terms(args, agent, obs[:16]), latents, args.entropy_paths)
+    return log_lik - distributions.tanh_log_det(latents[0])
 
 
 # ----------------------------------------------------------------------------------------------------------- learning

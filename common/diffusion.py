@@ -224,12 +224,12 @@ def path_kl_per_dimension(num_denoising_steps: int, prior_std: float, std: float
 
 
 def log_lik_estimates(
-    key: jax.Array, drift_fn: DriftFn, schedule: NoiseSchedule, chain: DenoisingChain, num_others: int
+    key: jax.Array, drift_fn: DriftFn, schedule: NoiseSchedule, latents: jax.Array, num_others: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Samples of an upper bound, an estimate and a lower bound of E[log q(a^0 | s)], each `[B]` in nats (key consumed).
 
     Given a^1, the action's density is the last kernel's, q_m = q(a^0 | a^1_m, s). With M = `num_others` further chains
-    at the same s, and m = 0 the chain that made a^0:
+    at the same s, and m = 0 the chain that made a^0, whose latents are `latents` `[K+1, B, A]`:
 
         upper = log mean_{m=0..M} q_m,     lower = log mean_{m=1..M} q_m        (1805.11183; 1810.02789)
 
@@ -239,9 +239,9 @@ def log_lik_estimates(
     Unlike importance sampling with paths noised from a^0 (1905.03290), it stays close at few steps of a narrow policy.
     """
     drifts = jax.vmap(drift_fn, in_axes=(0, None))  # of several chains at the same observations
-    others = sample_chain(key, drifts, schedule, (num_others, *chain.prior_log_prob.shape))
-    latents = jnp.concatenate([chain.latents[1:2], others.latents[1]])  # a^1 of all M + 1
-    log_densities = gaussian_log_prob(chain.latents[0], *denoising_mean_std(schedule, drifts(latents, 1), latents, 1))
+    others = sample_chain(key, drifts, schedule, (num_others, *latents.shape[1:-1]))
+    last = jnp.concatenate([latents[1:2], others.latents[1]])  # a^1 of all M + 1
+    log_densities = gaussian_log_prob(latents[0], *denoising_mean_std(schedule, drifts(last, 1), last, 1))
     own, others = log_densities[0], jax.nn.logsumexp(log_densities[1:], axis=0)
     upper, lower = jnp.logaddexp(own, others) - math.log(num_others + 1), others - math.log(num_others)
     return upper, (upper + jnp.maximum(lower, own - 2.5 * math.log(num_others + 1))) / 2, lower
@@ -264,7 +264,7 @@ def entropy_terms(
     chain_key, other_key = jax.random.split(key)
     chain = sample_chain(chain_key, drift_fn, schedule, shape)
     log_det = squash_log_det(chain.latents[0])
-    upper, estimate, lower = log_lik_estimates(other_key, drift_fn, schedule, chain, num_others)
+    upper, estimate, lower = log_lik_estimates(other_key, drift_fn, schedule, chain.latents, num_others)
     return {
         "eval/entropy": log_det - estimate,
         "eval/entropy_low": log_det - upper,

@@ -114,8 +114,7 @@ def check_unchanged(stored: Experiment, args: Experiment, run: str) -> None:
 def as_tyro_has_them(Args: type[Experiment], words: list[str]) -> list[str]:
     """Also understands what sweep tools write: `--autotune=True`, `--autotune false`, `--total_timesteps 1e6`."""
     types = {flag(name): kind for name, kind in typing.get_type_hints(Args).items()}
-    split = [word.partition("=") if word.startswith("--") else (word, "", "") for word in words]
-    words = [name.replace("_", "-") + rest + value if name.startswith("--") else name for name, rest, value in split]
+    words = [re.sub("^--[^=]*", lambda name: name[0].replace("_", "-"), word) for word in words]
     parts = [part for word in words for part in (word.split("=", 1) if word.split("=")[0] in types else [word])]
     out: list[str] = []
     for i, part in enumerate(parts):

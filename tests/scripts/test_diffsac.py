@@ -152,10 +152,10 @@ def test_the_temperature_is_held_by_the_estimate_or_by_the_bound():
     log_lik = diffsac_jax.held_log_lik(bound, agent, jax.random.key(1), obs, chain)
     np.testing.assert_array_equal(log_lik, diffsac_jax.squash(chain)[1])
     held = diffsac_jax.held_log_lik(args, agent, jax.random.key(1), obs, chain)
-    rows = jax.tree.map(lambda x: x[:, :16] if x.ndim > 1 else x[:16], chain)
+    latents = chain.latents[:, :16]
     terms = diffsac_jax.policy_terms(args, agent, obs[:16])
-    upper, estimate, lower = diffusion.log_lik_estimates(jax.random.key(1), *terms, rows, 16)
-    np.testing.assert_allclose(held, estimate - tanh_log_det(rows.latents[0]), rtol=1e-5)
+    upper, estimate, lower = diffusion.log_lik_estimates(jax.random.key(1), *terms, latents, 16)
+    np.testing.assert_allclose(held, estimate - tanh_log_det(latents[0]), rtol=1e-5)
     log_own = upper + np.log(17 - 16 * np.exp(lower - upper))
     cut = log_own - 2.5 * np.log(17)
     assert lower[0] < cut[0] - 1000 and (lower[1:] > cut[1:]).any()
