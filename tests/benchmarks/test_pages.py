@@ -108,3 +108,12 @@ def test_links_between_the_pages_lead_somewhere():
         target = page.parent / path if path else page
         assert target.exists(), f"{page.name}: {path}"
         assert not anchor or anchor in anchors(target), f"{page.name}: {path}#{anchor}"
+
+
+def test_every_row_stands_in_a_table():
+    """A blank line within a table makes the rows below it text."""
+    own = [*pages(ROOT), ROOT / "CONTRIBUTING.md"]
+    tables = [(page, table) for page in own for table in re.findall(r"(?:^\|.*\n)+", prose(page), re.MULTILINE)]
+    assert len(tables) > 20
+    for page, table in tables:
+        assert re.match(r".*\n\|(-+\|)+\n", table), f"{page.name}: {table}"

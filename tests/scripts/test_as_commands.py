@@ -123,7 +123,7 @@ def test_the_same_seed_gives_the_same_scalars(trained, tmp_path):
     script, folder = trained
     again = train(script, tmp_path, settings_of(script, **{"eval-frequency": 200}), how=run, **OWN_CHOICES)
     expected = [row for row in scalars(folder) if row[0] == 200 or not row[2].startswith("eval/")]
-    assert scalars(again) == expected and len(expected) < len(scalars(folder))
+    assert scalars(again) == expected and 18 < len(expected) < len(scalars(folder))
     assert tags_of(script) - {"charts/SPS"} <= {tag for *_, tag, _ in expected}  # which no two runs have alike
 
 
