@@ -7,14 +7,15 @@ import importlib.util
 import os
 import secrets
 import shutil
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 
 from envs import Episode, UserError, one_line
 from harness.experiment import Experiment
@@ -43,10 +44,10 @@ class Log:
         for seed in self.seeds:
             place = folder if args.num_seeds == 1 else folder / f"seed_{seed}"
             place.mkdir(exist_ok=True)
-            self.events.append(EventsWriter(str(place / "events")))
+            self.events.append(_event_file(place))
+            self._event(-1, time.time(), file_version="brain.Event:2")
             if args.resume is not None:  # TensorBoard drops what an earlier file has from this step on
-                self.events[-1].write_event(Event(step=step + 1, file_version="brain.Event:2"))
-                self.events[-1].write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+                self._event(-1, time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def episodes(self, step: int, num_envs: int, episodes: Episode, agents: list[int]) -> float | None:
         """Writes the episodes of `agents` that ended in a chunk which began at `step`; leaves `[S, T, N]`.
@@ -73,10 +74,13 @@ class Log:
         """Writes one value of agent number `agent`."""
         now = time.time()
         self.csv.write(f"{step},{now:.3f},{self.seeds[agent]},{tag},{value!r}\n")
-        self.events[agent].write_event(Event(wall_time=now, step=int(step), summary=summary.scalar(tag, value)))
+        self._event(agent, now, step=int(step), summary=summary.scalar(tag, value))
         if self.wandb:
             prefix = "" if len(self.seeds) == 1 else f"seed_{self.seeds[agent]}/"
             self.wandb.log({prefix + tag: value, "global_step": int(step)})
+
+    def _event(self, agent: int, now: float, **fields: Any) -> None:
+        self.events[agent].write(Event(wall_time=now, **fields).SerializeToString())
 
     def flush(self) -> int:
         """Returns the size of scalars.csv. Raises FileNotFoundError where it was deleted or replaced."""
@@ -101,6 +105,17 @@ class Log:
                 file.truncate(start + file.read().rfind(b"\n") + 1)
         except OSError:
             pass
+
+
+def _event_file(folder: Path) -> RecordWriter:
+    """A new event file of `folder` that TensorBoard reads after those that are there.
+
+    It reads them in the order of their names, which have the second of their start: a run that is resumed within that
+    second, or under a clock that was set back, takes the next one.
+    """
+    starts = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*.*")]
+    start = max([int(time.time()), *(int(start) + 1 for start in starts if start.isdigit())])
+    return RecordWriter(str(folder / f"events.out.tfevents.{start}.{socket.gethostname()}"))
 
 
 def _cut(path: Path, size: int | None, step: int) -> None:

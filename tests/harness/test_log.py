@@ -89,8 +89,6 @@ def logged(tmp_path):
         log.scalar(step, 0, "a", step / 7)
         sizes[step] = log.flush()
     log.close()
-    (events,) = tmp_path.glob("events.*")
-    events.rename(events.with_name("events.out.tfevents.1500000000.then"))  # its name has the second of its start
     return tmp_path, sizes[300]
 
 
@@ -112,6 +110,20 @@ def test_what_came_after_the_checkpoint_is_dropped(logged):
     folder, size = logged
     assert go_on(folder, 300, size) == [*expected(300), (400, 4, "a", -1.0)]
     assert {tag: [step for step, _ in points] for tag, points in shown(folder).items()} == {"a": [100, 200, 300, 400]}
+
+
+@pytest.mark.parametrize("start", [None, 4000000000], ids=["within a second", "a clock that was set back"])
+def test_tensorboard_reads_the_files_of_a_run_in_their_order(logged, start):
+    """It goes by their names, which have the second of their start; none takes the place of another."""
+    folder, _ = logged
+    if start is not None:
+        (events,) = folder.glob("events.*")
+        events.rename(events.with_name(f"events.out.tfevents.{start}.then"))
+    (folder / "events.out.tfevents.profile").touch()  # of somebody else
+    for step in (300, 300, 400, 500):
+        go_on(folder, step, None)
+    assert len(list(folder.glob("events.*.*.*.*"))) == 5
+    assert [step for step, _ in shown(folder)["a"]] == [100, 200, 300, 400, 500, 600]
 
 
 def test_rows_of_the_checkpoints_step_that_were_written_after_it_are_dropped(logged):
