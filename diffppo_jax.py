@@ -157,7 +157,8 @@ class Training:
 class Rollout:
     """T steps of N environments, leaves `[T, N, ..]`; observations and rewards are normalised.
 
-    final_obs is what the step ended in, before any reset; sample is what the policy drew (see `sample_action`).
+    final_obs is what the step ended in, before any reset; sample `[T, .., N, A]` is what the policy drew (see
+    `sample_action`).
     """
 
     obs: jax.Array
@@ -312,12 +313,12 @@ def make_batch(args, agent, key, rollout):
     target = (advantage + chain_value)[:, None] + args.alpha * before
     batch = Batch(obs, latent, next_latent, k, log_denoising, value, target - value, target)
     metrics = {"losses/explained_variance": 1.0 - batch.advantage.var() / (batch.target.var() + 1e-8)}
-    metrics |= {"losses/entropy": -log_lik.mean(), **diffusion.chain_metrics(rho[:, ::-1].swapaxes(0, 1), schedule)}
+    metrics |= diffusion.chain_metrics(rho.swapaxes(0, 1)[::-1], schedule) | {"losses/entropy_bound": -log_lik.mean()}
     return jax.tree.map(lambda x: x.reshape(args.num_rows, *x.shape[value.ndim :]), batch), metrics
 
 
 def policy_loss(args, agent, batch):
-    """Clipped surrogate (1707.06347, equation 7) and the entropy's term."""
+    """Clipped surrogate (1707.06347, equation 7) and what entropy adds to it."""
     terms = policy_terms(args, agent, batch.obs)
     log_denoising, log_noising = diffusion.step_log_densities(*terms, batch.latent, batch.next_latent, batch.k)
     log_ratio = log_denoising - batch.log_denoising

@@ -64,7 +64,7 @@ class Args(Experiment):
     head_dim: int = 64
     """units in each of the two layers that run at every denoising step"""
     entropy_paths: int = 16
-    """M, further chains per state in the entropy estimate held to the target; 0: hold -l, to a target lower by a gap"""
+    """M, further chains per state in the entropy estimate; 0: the bound -l takes its place, the target is lowered"""
     prior_std: float = 1.0
     """nu, standard deviation of the prior that the chain starts from"""
     initial_beta_first: float = 0.05
@@ -95,8 +95,7 @@ class Args(Experiment):
         return round(self.num_envs * self.updates_per_step, 6)  # 100 * 0.07 is no whole number in floats
 
     def target_entropy(self, action_size: int) -> float:
-        # The bound's gap for a policy of SAC's target entropy: a Gaussian of standard deviation 0.089.
-        gap = diffusion.path_kl_per_dimension(self.num_denoising_steps, self.prior_std, 0.089)
+        gap = diffusion.path_kl_per_dimension(self.num_denoising_steps, self.prior_std, -self.target_entropy_scale)
         return -(self.target_entropy_scale + (0.0 if self.entropy_paths else gap)) * action_size
 
 
@@ -128,7 +127,7 @@ class Actor(nn.Module):
         return self.from_obs(x), jnp.moveaxis(self.noise_logits + self.levels(x), -2, 0)
 
     def denoise(self, features, latent, k):
-        """features `[B, head_dim]`, latent a^k `[B, A]`, k int `[B]` or scalar -> `[B, A]`."""
+        """features `[B, head_dim]`, latent a^k `[B, A]`, k int `[B]` or scalar -> f(a^k, s, k) `[B, A]`."""
         level = diffusion.level_embedding(k, self.num_denoising_steps)
         x = nn.relu(features + self.from_latent(latent) + self.from_level(level))
         shift, pull = jnp.split(self.drift(nn.relu(self.head(x))), 2, axis=-1)
@@ -252,13 +251,13 @@ def entropy_terms(args, agent, key, obs):
     return diffusion.entropy_terms(key, *policy_terms(args, agent, obs), obs.shape[:-1], distributions.tanh_log_det)
 
 
-def held_log_lik(args, agent, key, obs, chain):
-    """What is held to the target entropy in place of log pi: the estimate of it of some rows, or l itself, of all."""
+def log_prob_estimate(args, agent, key, obs, chain, rows=16):
+    """An estimate of log pi of the batch's first rows, `[rows]`; with --entropy-paths 0 its bound l of all, `[B]`."""
     if args.entropy_paths == 0:
         return squash(chain)[1]
-    latents = chain.latents[:, :16]
-    _, log_lik, _ = diffusion.log_lik_estimates(key, *policy_terms(args, agent, obs[:16]), latents, args.entropy_paths)
-    return log_lik - distributions.tanh_log_det(latents[0])
+    latents, terms = chain.latents[:, :rows], policy_terms(args, agent, obs[:rows])
+    _, log_prob, _ = diffusion.log_lik_estimates(key, *terms, latents, args.entropy_paths)
+    return log_prob - distributions.tanh_log_det(latents[0])
 
 
 # ----------------------------------------------------------------------------------------------------------- learning
@@ -298,17 +297,17 @@ def update(args, agent, key, batch, index):
     agent = agent.replace(critic=agent.critic.apply_gradients(grads=grads))
 
     def learn_actor(agent):
-        chain_key, noise_key = jax.random.split(actor_key)
+        chain_key, estimate_key = jax.random.split(actor_key)
         grads, (chain, metrics) = jax.grad(actor_loss, has_aux=True)(agent.actor.params, args, agent, chain_key, batch)
-        log_lik = held_log_lik(args, agent, noise_key, batch.obs, chain)
+        log_prob = log_prob_estimate(args, agent, estimate_key, batch.obs, chain)
         metrics |= diffusion.chain_metrics(chain.rho, policy_terms(args, agent, batch.obs)[1])
         agent = agent.replace(actor=agent.actor.apply_gradients(grads=grads))
         # Loss of log alpha: -exp(log alpha) stopgrad(estimate + target entropy); its gradient by hand.
         if args.autotune:
-            error = log_lik + args.target_entropy(batch.action.shape[-1])
+            error = log_prob + args.target_entropy(batch.action.shape[-1])
             grads = {"log_alpha": -agent.alpha * error.mean()}
             agent = agent.replace(temperature=agent.temperature.apply_gradients(grads=grads))
-        return agent, {**metrics, "losses/alpha": agent.alpha, "losses/entropy": -log_lik.mean()}
+        return agent, {**metrics, "losses/alpha": agent.alpha, "losses/entropy": -log_prob.mean()}
 
     due = args.policy_frequency == 1 or index % args.policy_frequency == 0
     agent, actor_metrics = learn_if(due, learn_actor, agent)

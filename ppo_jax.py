@@ -140,7 +140,8 @@ class Training:
 class Rollout:
     """T steps of N environments, leaves `[T, N, ..]`; observations and rewards are normalised.
 
-    final_obs is what the step ended in, before any reset; sample is what the policy drew (see `sample_action`).
+    final_obs is what the step ended in, before any reset; sample `[T, .., N, A]` is what the policy drew (see
+    `sample_action`).
     """
 
     obs: jax.Array
@@ -277,7 +278,7 @@ def make_batch(args, agent, rollout):
 
 
 def policy_loss(args, agent, batch):
-    """Clipped surrogate (1707.06347, equation 7) and the entropy's term."""
+    """Clipped surrogate (1707.06347, equation 7) and what entropy adds to it."""
     mean, std = policy_terms(args, agent, batch.obs)
     log_ratio = distributions.gaussian_log_prob(batch.sample, mean, std) - batch.log_prob
     ratio = jnp.exp(log_ratio)

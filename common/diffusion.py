@@ -131,7 +131,8 @@ def denoising_mean_std(
     Args:
       drift: f(a^k, s, k), `[B, A]`.
       latent: a^k, `[B, A]`.
-      k: the step, in 1 .. K, int scalar, or `[B]` where the noise levels are `[K, A]`.
+      k: the step, in 1 .. K, int scalar, or `[B]` where the noise levels are `[K, A]`. Or all steps at once: k
+        1 .. K, `[K]`, with drift and latent `[K, B, A]` and noise levels `[K, B, A]`.
 
     Returns: mean `[B, A]`, std `[A]` or `[B, A]`. Raises ValueError where the noise levels are no levels of these rows.
     """
@@ -214,12 +215,13 @@ def chain_log_likelihood(chain: DenoisingChain) -> jax.Array:
     return chain.prior_log_prob + chain.rho.sum(axis=0)
 
 
-def path_kl_per_dimension(num_denoising_steps: int, prior_std: float, std: float) -> float:
-    """Smallest gap E[l] - E[log pi], in nats per dimension, of a chain whose a^0 is a Gaussian of deviation `std`.
+def path_kl_per_dimension(num_denoising_steps: int, prior_std: float, entropy: float) -> float:
+    """Smallest gap E[l] - E[log pi] of a chain whose a^0 is a Gaussian of so much entropy; both in nats per dimension.
 
-    K/2 (r - 1 - log r) with r = (nu^2 / std^2)^(1/K): zero at std = nu, shrinking as K grows.
+    K/2 (r - 1 - log r) with r = (nu^2 / s^2)^(1/K), s the Gaussian's deviation: zero at s = nu, shrinking as K grows.
     """
-    log_r = 2.0 * math.log(prior_std / std) / num_denoising_steps
+    log_std = entropy - 0.5 * math.log(2.0 * math.pi * math.e)
+    log_r = 2.0 * (math.log(prior_std) - log_std) / num_denoising_steps
     return num_denoising_steps / 2 * (math.exp(log_r) - 1.0 - log_r)
 
 

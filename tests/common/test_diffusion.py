@@ -240,10 +240,12 @@ def test_path_kl_per_dimension_is_the_smallest_of_all_linear_chains(num_steps, p
 
     starts = np.random.default_rng(0).normal(size=(20, 2 * num_steps - 1))
     smallest = min(minimize(gap, x, method="BFGS").fun for x in starts)
-    assert smallest == pytest.approx(diffusion.path_kl_per_dimension(num_steps, prior_std, std), abs=1e-4)
+    entropy = 0.5 * np.log(2 * np.pi * np.e * std**2)
+    assert smallest == pytest.approx(diffusion.path_kl_per_dimension(num_steps, prior_std, entropy), abs=1e-4)
 
 
 def test_path_kl_per_dimension_of_the_default_target():
-    """At the standard deviation of SAC's target entropy, K = 8; and 0 at std = nu."""
-    assert diffusion.path_kl_per_dimension(8, 1.0, 0.089) == pytest.approx(0.904, abs=0.001)
-    assert diffusion.path_kl_per_dimension(8, 0.3, 0.3) == pytest.approx(0.0, abs=1e-12)
+    """At SAC's target entropy, -1 nat, K = 8; and 0 at a deviation of nu."""
+    assert diffusion.path_kl_per_dimension(8, 1.0, -1.0) == pytest.approx(0.904, abs=0.001)
+    entropy = 0.5 * np.log(2 * np.pi * np.e * 0.3**2)
+    assert diffusion.path_kl_per_dimension(8, 0.3, entropy) == pytest.approx(0.0, abs=1e-12)

@@ -15,9 +15,9 @@ from tests.running import ROOT, SCRIPTS
 
 # script, script derived from it, most changed lines, sections that are equal byte for byte
 PAIRS = [
-    ("sac_jax.py", "diffsac_jax.py", 140, ("training", "main")),
+    ("sac_jax.py", "diffsac_jax.py", 136, ("training", "main")),
     ("sac_jax.py", "crossq_jax.py", 90, ("policy", "training", "main")),
-    ("crossq_jax.py", "diffcrossq_jax.py", 142, ("training", "main")),  # those of the first pair, and the actor's rate
+    ("crossq_jax.py", "diffcrossq_jax.py", 138, ("training", "main")),  # those of the first pair, and the actor's rate
     ("diffsac_jax.py", "diffwpo_jax.py", 80, ("networks", "policy", "training", "main")),
     ("ppo_jax.py", "diffppo_jax.py", 130, ("main",)),
 ]

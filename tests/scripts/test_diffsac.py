@@ -149,9 +149,9 @@ def test_the_temperature_is_held_by_the_estimate_or_by_the_bound():
     far = chain.latents[1].at[0].add(50.0)  # a row that no other chain comes near
     mean, _ = diffusion.denoising_mean_std(schedule, drift_fn(far, 1), far, 1)
     chain = chain.replace(latents=chain.latents.at[1].set(far).at[0, 0].set(mean[0]))
-    log_lik = diffsac_jax.held_log_lik(bound, agent, jax.random.key(1), obs, chain)
-    np.testing.assert_array_equal(log_lik, diffsac_jax.squash(chain)[1])
-    held = diffsac_jax.held_log_lik(args, agent, jax.random.key(1), obs, chain)
+    bounds = diffsac_jax.log_prob_estimate(bound, agent, jax.random.key(1), obs, chain)
+    np.testing.assert_array_equal(bounds, diffsac_jax.squash(chain)[1])
+    held = diffsac_jax.log_prob_estimate(args, agent, jax.random.key(1), obs, chain)
     latents = chain.latents[:, :16]
     terms = diffsac_jax.policy_terms(args, agent, obs[:16])
     upper, estimate, lower = diffusion.log_lik_estimates(jax.random.key(1), *terms, latents, 16)
@@ -165,6 +165,10 @@ def test_the_temperature_is_held_by_the_estimate_or_by_the_bound():
 def test_default_target_entropy():
     """SAC's own with the estimate; with the bound as much colder as the bound is loose."""
     assert diffsac_jax.Args().target_entropy(6) == -6.0
-    gap = diffusion.path_kl_per_dimension(8, 1.0, 0.089)
-    assert diffsac_jax.Args(entropy_paths=0).target_entropy(6) == pytest.approx(-6 * (1 + gap))
+    for scale in (1.0, 1.5, 3.0):
+        gap = diffusion.path_kl_per_dimension(8, 1.0, -scale)
+        bound = diffsac_jax.Args(entropy_paths=0, target_entropy_scale=scale)
+        assert bound.target_entropy(6) == pytest.approx(-6 * (scale + gap))
+    colder = [diffsac_jax.Args(entropy_paths=0, target_entropy_scale=scale).target_entropy(1) for scale in (1.0, 3.0)]
+    assert colder == pytest.approx([-1.904, -6.65], abs=0.01)
     assert diffsac_jax.Args(target_entropy_scale=1.5).target_entropy(2) == -3.0
