@@ -313,7 +313,7 @@ def main(settings: Settings) -> list[dict[str, Any]]:
     jobs += [(name, k) for k in settings.steps for name in settings.algorithms if name != "sac"]
     for name, num_steps in jobs:
         args = make_args(name, num_steps, settings.hidden_dim)
-        begin = time.time()
+        begin = time.monotonic()
         shown = samples.setdefault(name, {}) if num_steps in (0, settings.steps[0]) else {}
         for size in sorted({bandit.size for bandit in BANDITS}):
             bandits = tuple(bandit for bandit in BANDITS if bandit.size == size)
@@ -325,7 +325,7 @@ def main(settings: Settings) -> list[dict[str, Any]]:
                     shown.setdefault(bandit.name, x)
                     row = {"bandit": bandit.name, "algorithm": name, "K": num_steps or "", "updates": settings.updates}
                     rows.append(row | {"seed": seed} | measure(bandit, x, log_weight) | here)
-        print(f"{name} K = {num_steps or '-'}: {time.time() - begin:.0f} s", flush=True)
+        print(f"{name} K = {num_steps or '-'}: {time.monotonic() - begin:.0f} s", flush=True)
         rows.sort(key=position)
         settings.results.parent.mkdir(parents=True, exist_ok=True)
         write_csv(settings.results, rows[0], rows)

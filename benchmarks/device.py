@@ -67,7 +67,7 @@ def main() -> int:
     parser.add_argument("--of", nargs="+", type=Path, metavar="RUN", help="run folders, in place of runs of its own")
     parser.add_argument("--seconds", type=float, default=300.0, help="for all runs together")
     options = parser.parse_args()
-    here, end, failed = {**speed.facts(), "device": provenance.device()}, time.time() + options.seconds, False
+    here, end, failed = {**speed.facts(), "device": provenance.device()}, time.monotonic() + options.seconds, False
 
     def tell(found: speed.Row) -> None:
         print(": ".join(found[:2]), flush=True)
@@ -81,7 +81,7 @@ def main() -> int:
     for command in [] if options.of else commands(options.small):
         with tempfile.TemporaryDirectory() as place:
             try:
-                tell(row(RunFolder(run(command, place, max(1.0, end - time.time())))))
+                tell(row(RunFolder(run(command, place, max(1.0, end - time.monotonic())))))
             except RuntimeError as error:
                 failed = True
                 print(f"{' '.join(command)}: {error}", flush=True)

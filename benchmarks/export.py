@@ -21,12 +21,15 @@ Exporting a seed again replaces its rows. A run of a changed tree or an unfinish
 """
 
 import argparse
+import contextlib
 import csv
 import dataclasses
+import fcntl
 import json
 import math
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -193,9 +196,9 @@ def merge(rows: list[dict[str, str]], results: Path) -> Path:
     Raises UserError where the file has more steps of a seed: a trial does not take the place of a result.
     """
     path = results / file_name(rows[0]["exp_name"], rows[0]["env_id"])
-    rows = others(read_csv(path) if path.exists() else [], rows, path) + rows
-    results.mkdir(parents=True, exist_ok=True)
-    write_csv(path, COLUMNS, sorted(rows, key=lambda row: (int(row["seed"]), int(row["global_step"]))))
+    with alone(results):
+        rows = others(read_csv(path) if path.exists() else [], rows, path) + rows
+        write_csv(path, COLUMNS, sorted(rows, key=lambda row: (int(row["seed"]), int(row["global_step"]))))
     return path
 
 
@@ -216,6 +219,19 @@ def others(old: list[dict], new: list[dict], path: Path) -> list[dict]:
                 " remove the file"
             )
     return kept
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other process is in this block for the same folder: of two that change a file there, no rows are lost."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a network file system may have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
 
 
 def write_csv(path: Path, columns: Iterable[str], rows: list[dict]) -> None:

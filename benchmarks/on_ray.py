@@ -89,7 +89,10 @@ class Engine:
             while waiting and self.stop is None and len(self._running) < (self.jobs or len(waiting) + 1):
                 work = waiting.pop(0)
                 if begin(work):
-                    self._running[self._remote.options(name=work.name).remote(work, threads)] = work
+                    ref = self._remote.options(name=work.name).remote(work, threads)
+                    self._running[ref] = work
+                    if self.stop is not None:  # by a signal that came before it stood there
+                        ray.cancel(ref)
             over, _ = ray.wait(list(self._running), timeout=1) if self._running else ([], [])
             for ref in over:
                 ended(self._running.pop(ref))

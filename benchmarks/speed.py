@@ -160,7 +160,7 @@ class Probe(gym.Wrapper):
         path = os.environ["PROBE_FILE"]
         if not os.path.exists(path):
             with open(path + ".part", "w") as file:
-                file.write(repr(time.time()))
+                file.write(repr(time.monotonic()))  # one clock for all processes
             os.rename(path + ".part", path)
         return self.env.step(action)
 
@@ -177,12 +177,12 @@ def startup(options: argparse.Namespace) -> list[Row]:
             noted = Path(folder) / "first_step"
             env = os.environ | {"PYTHONPATH": folder, "PROBE_FILE": str(noted), "PROBE_ENV": options.env_id}
             command = [sys.executable, script, "--env-id", "speed_probe:Probe-v0", "--runs-folder", folder]
-            begin = time.time()
+            begin = time.monotonic()
             with (Path(folder) / "output").open("w+") as output:
                 process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=output)
                 try:
                     while not noted.exists():
-                        if process.poll() is not None or time.time() - begin > TIMEOUT:
+                        if process.poll() is not None or time.monotonic() - begin > TIMEOUT:
                             output.seek(0)
                             raise Skip(f"{script} ended before its first step: {output.read().strip()[-200:]}")
                         time.sleep(0.02)
@@ -241,8 +241,9 @@ def facts(threads: int | None = None) -> dict[str, str]:
 def save(path: Path, rows: list[dict]) -> None:
     """Replaces the rows of the same quantities, keeps the others."""
     new = {row["quantity"]: row for row in rows}
-    merged = [new.pop(row["quantity"], row) for row in read_rows(path)] + list(new.values())
-    export.write_csv(path, COLUMNS, merged)
+    with export.alone(path.parent):
+        merged = [new.pop(row["quantity"], row) for row in read_rows(path)] + list(new.values())
+        export.write_csv(path, COLUMNS, merged)
 
 
 def main() -> int:

@@ -12,17 +12,18 @@ _intervals: list[tuple[float, float]] = []  # begin and end, in order, none with
 
 def _heard(event: str, duration: float, **_: Any) -> None:
     if event.startswith("/jax/core/compile/"):
-        end = time.time()
-        while _intervals and _intervals[-1][0] >= end - duration:
+        end = time.monotonic()
+        begin = end - max(duration, 0.0)  # JAX measures it by a clock that can be set back
+        while _intervals and _intervals[-1][0] >= begin:
             _intervals.pop()  # a part of this one
-        _intervals.append((end - duration, end))
+        _intervals.append((begin, end))
 
 
 jax.monitoring.register_event_duration_secs_listener(_heard)
 
 
 def compile_seconds(begin: float = 0.0) -> float:
-    """Seconds since `begin` (of `time.time`) that this process traced and compiled."""
+    """Seconds since `begin` (of `time.monotonic`) that this process traced and compiled."""
     return sum(end - max(start, begin) for start, end in _intervals if end > begin)
 
 

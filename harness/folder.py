@@ -117,9 +117,10 @@ class RunFolder:
         path = self.path / "scalars.csv"
         if not path.exists():  # killed before the first
             return []
-        with path.open() as file:
+        with path.open("rb") as file:
             file.seek(max(path.stat().st_size - last_bytes, 0) if last_bytes else 0)
-            rows = [row for row in csv.reader(file) if len(row) == 5][1:]
+            lines, _, _ = file.read().decode(errors="replace").rpartition("\n")
+            rows = [row for row in csv.reader(lines.splitlines()) if len(row) == 5][1:]
         return [(int(step), float(clock), int(seed), tag, float(value)) for step, clock, seed, tag, value in rows]
 
     # ---- writing

@@ -10,7 +10,7 @@ from pathlib import Path
 from envs import UserError
 from harness.progress import say
 
-PATIENCE = 1  # seconds: who only looks whether the lock is held (`held`) holds it for a moment
+TRIES = 20  # within a second: who only looks whether the lock is held (`held`) holds it for a moment
 
 
 def lock(folder: Path, new: bool = False) -> int:
@@ -43,14 +43,11 @@ def lock(folder: Path, new: bool = False) -> int:
 
 
 def _take(file: int) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
+    for _ in range(TRIES):  # and not until a time: a machine may have stood still
+        with contextlib.suppress(BlockingIOError):
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
+        time.sleep(0.05)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def held(folder: Path) -> bool:

@@ -34,6 +34,7 @@ class Log:
 
     def __init__(self, args: Experiment, folder: Path, step: int, num_bytes: int | None, wandb: Any = None):
         self.folder, self.seeds, self.wandb = folder, args.seeds, wandb
+        self._epoch = time.time() - time.monotonic()  # a clock that is set does not move what is written
         path = folder / "scalars.csv"
         if args.resume is not None and path.exists():
             _cut(path, num_bytes, step)
@@ -45,9 +46,9 @@ class Log:
             place = folder if args.num_seeds == 1 else folder / f"seed_{seed}"
             place.mkdir(exist_ok=True)
             self.events.append(_event_file(place))
-            self._event(-1, time.time(), file_version="brain.Event:2")
+            self._event(-1, self._now(), file_version="brain.Event:2")
             if args.resume is not None:  # TensorBoard drops what an earlier file has from this step on
-                self._event(-1, time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
+                self._event(-1, self._now(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def episodes(self, step: int, num_envs: int, episodes: Episode, agents: list[int]) -> float | None:
         """Writes the episodes of `agents` that ended in a chunk which began at `step`; leaves `[S, T, N]`.
@@ -72,12 +73,15 @@ class Log:
 
     def scalar(self, step: int, agent: int, tag: str, value: float) -> None:
         """Writes one value of agent number `agent`."""
-        now = time.time()
+        now = self._now()
         self.csv.write(f"{step},{now:.3f},{self.seeds[agent]},{tag},{value!r}\n")
         self._event(agent, now, step=int(step), summary=summary.scalar(tag, value))
         if self.wandb:
             prefix = "" if len(self.seeds) == 1 else f"seed_{self.seeds[agent]}/"
             self.wandb.log({prefix + tag: value, "global_step": int(step)})
+
+    def _now(self) -> float:
+        return self._epoch + time.monotonic()
 
     def _event(self, agent: int, now: float, **fields: Any) -> None:
         self.events[agent].write(Event(wall_time=now, **fields).SerializeToString())

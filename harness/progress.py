@@ -55,7 +55,7 @@ class Progress:
     """A live bar on a terminal, a plain line every five per cent elsewhere."""
 
     def __init__(self, total: int, done: int = 0):
-        self.total, self.first, self.begin = total, done, time.time()
+        self.total, self.first, self.begin = total, done, time.monotonic()
         self.next_line = done + total / 20
         self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
 
@@ -65,7 +65,7 @@ class Progress:
             self.bar.update(step - self.bar.n)
         elif step >= self.next_line or step == self.total:
             self.next_line += self.total / 20
-            rate = (step - self.first) / (time.time() - self.begin)
+            rate = (step - self.first) / (time.monotonic() - self.begin)
             left = datetime.timedelta(seconds=round((self.total - step) / rate))
             say(f"{step:>9,} / {self.total:,} steps, {rate:5.0f} steps/s, last return {last_return:9.2f}, {left} left")
 

@@ -38,7 +38,9 @@ def commit_and_changes() -> tuple[str | None, bool | None]:
 
     def git(*command):
         try:
-            done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(
+                ["git", "--no-optional-locks", "-C", str(ROOT), *command], capture_output=True, text=True, timeout=10
+            )
             return done.stdout.strip() if done.returncode == 0 else None
         except (OSError, subprocess.TimeoutExpired):
             return None

@@ -49,7 +49,7 @@ class Run:
         self.args, self.env, self.step, self.record = args, env, 0, Record()
         self.folder = RunFolder.create(args) if args.resume is None else RunFolder(args.resume)
         self._lock = lock(self.folder.path, new=args.resume is None)
-        self._begin = time.time()
+        self._begin = time.monotonic()
         self._versions = provenance.versions()
         self._wandb = start_wandb(args, self.folder.path) if args.track else None
         self._checkpoints = Checkpoints(self.folder.path)
@@ -93,7 +93,7 @@ class Run:
 
     def goes_on(self) -> bool:
         """Whether another chunk follows: not after the last step, a signal, or once every seed was stopped."""
-        self._chunk_begin = time.time()
+        self._chunk_begin = time.monotonic()
         return self.step < self.args.total_timesteps and not self._signals.stop and bool(self.record.running(self.args))
 
     def log(self, state: Any, episodes: Episode, metrics: dict[str, jax.Array]) -> None:
@@ -107,7 +107,7 @@ class Run:
         episodes, metrics = jax.device_get((episodes, metrics))  # waits, so that the time measured is the chunk's
         if self.env.error:
             raise self.env.error
-        seconds = time.time() - self._chunk_begin - compile_seconds(self._chunk_begin)
+        seconds = time.monotonic() - self._chunk_begin - compile_seconds(self._chunk_begin)
         if any(np.isfinite(values).any() for values in metrics.values()):
             self.record.learning_seconds += seconds
             self.record.learning_steps += self.args.log_frequency
@@ -147,12 +147,12 @@ class Run:
     def _save(self, state: Any) -> None:
         if self._checkpoints.begun == self.step or not self.record.running(self.args):
             return
-        begin, first = time.time(), self._checkpoints.begun is None
+        begin, first = time.monotonic(), self._checkpoints.begun is None
         with self._writing():
             record = {**self.record.to_json(), "wall_seconds": self.record.wall_seconds + begin - self._begin}
             facts = {"step": self.step, "record": record, "env": self.env.save_host()}
             self._checkpoints.save(self.step, state, {**facts, "scalars_bytes": self._log.flush()})
-        self.record.checkpoint_seconds += time.time() - begin
+        self.record.checkpoint_seconds += time.monotonic() - begin
         if first and not self._signals.stop:
             say_unless_replayable(self.env, facts["env"])
 
@@ -169,7 +169,7 @@ class Run:
         interrupted = self._signals.stop if self.step < self.args.total_timesteps and running else None
         if not self.record.evaluations and not interrupted and running:
             self.log_evaluation(evaluate(state.agent, self.step))
-        self.record.wall_seconds += time.time() - self._begin
+        self.record.wall_seconds += time.monotonic() - self._begin
         with self._writing():
             summary = {"step": self.step, "interrupted_by": interrupted and interrupted.name}
             summary |= self.record.summary(self.args, state.agent) | {"compile_seconds": compile_seconds()}

@@ -23,6 +23,7 @@ class Counting(PendulumEnv):
             name, _, count = word.partition("@")
             if self.count == int(count):
                 os.kill(os.getpid(), getattr(signal, name))
+                time.sleep(0.5)  # the thread that hears it takes its turn within this chunk
         return super().step(action)
 
 

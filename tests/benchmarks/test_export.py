@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shlex
+import threading
 
 import pytest
 
@@ -108,6 +109,19 @@ def test_a_seed_replaces_its_rows(tmp_path):
         ("2", "400"),
     ]
     assert [row["training_return"] for row in rows] == ["2.500", "4.500", "12.500", "14.500"]
+
+
+def test_two_exports_at_once_lose_no_row(tmp_path):
+    """Each reads the file, adds a seed and writes it: the second waits for the first."""
+    results = tmp_path / "results"
+    rows = [export.read_run(make_run(tmp_path / "runs" / str(seed), seed=seed)) for seed in (1, 2)]
+    merging = threading.Thread(target=export.merge, args=(rows[0], results))
+    with export.alone(results):
+        merging.start()
+        merging.join(0.2)
+        assert merging.is_alive() and not list(results.iterdir())
+    merging.join()
+    assert [row["seed"] for row in rows_of(export.merge(rows[1], results))] == ["1", "1", "2", "2"]
 
 
 def test_write_csv(tmp_path):

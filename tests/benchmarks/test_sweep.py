@@ -3,6 +3,7 @@
 Where training adds nothing, stand_in.py takes its place. The other engines: test_on_slurm.py, test_on_ray.py.
 """
 
+import importlib.util
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import threading
 import time
 import tomllib
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -259,9 +261,9 @@ INTERRUPTED = [entry("a", flags="--behaviour wait", seeds=[1, 2, 3]), entry("b")
 
 
 def wait_for(condition):
-    deadline = time.time() + TIMEOUT
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
-        assert time.time() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
 
 
@@ -364,3 +366,18 @@ def test_quick_suite_end_to_end(tmp_path):
     assert "7 runs finished now, 0 failed" in done.stdout
     for folder in (tmp_path / "runs").glob("*__quick_*"):
         assert export.read_run(folder, allow_dirty=True)
+
+
+def test_ray_cancels_a_task_that_a_signal_crosses(monkeypatch):
+    """It comes after the decision to hand the task over and before the task is known: with a stand-in for Ray."""
+    cancelled, handed = [], SimpleNamespace(options=lambda name: SimpleNamespace(remote=lambda *task: name))
+    ray = ModuleType("ray")
+    ray.ObjectRef, ray.cancel, ray.wait = str, cancelled.append, lambda refs, timeout: (refs, [])
+    ray.remote = lambda **settings: lambda task: handed
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    spec = importlib.util.spec_from_file_location("on_stand_in_ray", ROOT / "benchmarks" / "on_ray.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    engine, works = module.Engine(None, {}), [SimpleNamespace(name="first"), SimpleNamespace(name="second")]
+    engine._run(works, lambda work: engine._signal(signal.SIGINT) is None, lambda work: None)
+    assert cancelled == ["first"]

@@ -1,5 +1,6 @@
 """Compilation: its time, how often, and how thoroughly."""
 
+import itertools
 import time
 from functools import partial
 from types import SimpleNamespace
@@ -10,7 +11,11 @@ import numpy as np
 import pytest
 
 import sac_jax
+from harness import RunFolder
 from harness.clock import compile_seconds, jit_for_few_calls
+from tests.running import enter
+
+TINY = "tests/harness/tiny_jax.py"
 
 
 @pytest.fixture
@@ -72,8 +77,23 @@ def test_the_start_of_an_agent_compiles_sooner():
 
 
 def test_the_time_of_compilation_is_counted_once():
-    begin = time.time()
+    begin = time.monotonic()
     jax.block_until_ready(jax.jit(lambda x: jnp.linalg.qr(jnp.sin(x)))(jnp.eye(7)))
-    wall = time.time() - begin
+    wall = time.monotonic() - begin
     assert 0.0 < compile_seconds(begin) <= wall
-    assert compile_seconds(time.time()) == 0.0
+    assert compile_seconds(time.monotonic()) == 0.0
+
+
+def test_a_clock_that_is_set_back_moves_no_duration(tmp_path, monkeypatch):
+    """By a minute at every look: a run's speeds stay positive, and its rows and summary in order."""
+    begin, looks, compiled_before = time.time(), itertools.count(), compile_seconds()
+    monkeypatch.setattr(time, "time", lambda: begin - 60.0 * next(looks))
+    enter(TINY, {"env-id": "Pendulum-v1", "total-timesteps": 200, "eval-frequency": 100, "runs-folder": tmp_path})
+    (folder,) = map(RunFolder, tmp_path.iterdir())
+    clocks = [clock for _, clock, *_ in folder.scalars()]
+    assert clocks == sorted(clocks) and abs(clocks[0] - begin) < 3600
+    speeds = [value for *_, tag, value in folder.scalars() if tag == "charts/SPS"]
+    assert len(speeds) > 3 and min(speeds) > 0
+    summary = folder.summary()
+    assert 0 < summary["steps_per_second"] and 0 < summary["wall_seconds"] < 600
+    assert compiled_before <= summary["compile_seconds"] < compiled_before + summary["wall_seconds"]

@@ -169,6 +169,9 @@ def test_scalars(folder):
     assert folder.scalars() == []
     path.write_text(header + row + row.replace("-0.25", "inf") + "100,1.6,2,loss")
     assert folder.scalars() == [(50, 1.5, 2, "losses/a", -0.25), (50, 1.5, 2, "losses/a", float("inf"))]
+    for torn in ("", "-", "1e", "2"):  # of 2e2
+        path.write_text(header + row + "100,1.6,2,charts/SPS," + torn)
+        assert folder.scalars() == folder.scalars(10**6) == [(50, 1.5, 2, "losses/a", -0.25)]
     path.write_text(header + row * 100)
     assert folder.scalars(len(row) * 10) == folder.scalars()[:9], "the first may be torn"
     assert folder.scalars(10**6) == folder.scalars() != []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from harness import RunFolder
+from harness import RunFolder, provenance
 from tests.running import SCRIPTS, SMALL, agents, enter, known, scalars
 
 TINY = "tests/harness/tiny_jax.py"
@@ -119,7 +119,10 @@ QUICK = (TINY,)
 
 
 @pytest.mark.parametrize("script", [pytest.param(s, marks=() if s in QUICK else pytest.mark.slow) for s in SETTINGS])
-def test_in_pieces_equals_in_one_go(script, tmp_path):
+def test_in_pieces_equals_in_one_go(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        provenance, "commit_and_changes", lambda: ("0123abc", False)
+    )  # also where the tree is worked on
     whole = in_one_go(script, tmp_path / "whole", SETTINGS[script])
     pieces = in_pieces(script, tmp_path / "pieces", SETTINGS[script])
     assert_equal_runs(pieces, whole)
