@@ -103,8 +103,9 @@ class Args(Experiment):
         return round(self.num_envs * self.updates_per_step, 6)  # 100 * 0.07 is no whole number in floats
 
     def target_entropy(self, action_size: int) -> float:
-        gap = diffusion.path_kl_per_dimension(self.num_denoising_steps, self.prior_std, -self.target_entropy_scale)
-        return -(self.target_entropy_scale + (0.0 if self.entropy_paths else gap)) * action_size
+        policy = self.num_denoising_steps, self.prior_std, -self.target_entropy_scale
+        gap = 0.0 if self.entropy_paths else diffusion.path_kl_per_dimension(*policy)
+        return -(self.target_entropy_scale + gap) * action_size
 
 
 # ----------------------------------------------------------------------------------------------------------- networks

@@ -142,14 +142,14 @@ def main() -> int:
     results = arguments.results
     try:
         measured = [row for run in arguments.runs for row in measure(run, arguments.episodes)]
-        kept = export.others(read_rows(results), measured, results)
+        with export.alone(results.parent):
+            rows = export.others(read_rows(results), measured, results) + measured
+            rows.sort(key=lambda row: (row["exp_name"], int(row["seed"]), int(row["heading"])))
+            export.write_csv(results, measured[0], rows)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     new = {(row["exp_name"], row["seed"]) for row in measured}
-    rows = kept + measured
-    rows.sort(key=lambda row: (row["exp_name"], int(row["seed"]), int(row["heading"])))
-    export.write_csv(results, measured[0], rows)
     for exp_name, seed in sorted(new):
         of = [row for row in rows if (row["exp_name"], row["seed"]) == (exp_name, seed)]
         side = min(min(float(row["left"]), float(row["right"])) for row in of)

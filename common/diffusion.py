@@ -134,7 +134,7 @@ def denoising_mean_std(
       k: the step, in 1 .. K, int scalar, or `[B]` where the noise levels are `[K, A]`. Or all steps at once: k
         1 .. K, `[K]`, with drift and latent `[K, B, A]` and noise levels `[K, B, A]`.
 
-    Returns: mean `[B, A]`, std `[A]` or `[B, A]`. Raises ValueError where the noise levels are no levels of these rows.
+    Returns: mean as `latent`, std `[A]` or as `latent`. Raises ValueError where the noise levels do not fit the rows.
     """
     mean = schedule.scale[k - 1] * latent + drift_coefficient(schedule)[k - 1] * schedule.prior_std * drift
     if mean.shape != latent.shape:

@@ -67,7 +67,8 @@ def tags_of(script):
     else:
         losses = ("policy_loss", "value_loss", "old_approx_kl", "approx_kl", "clipfrac", "explained_variance")
         tags |= {f"losses/{name}" for name in (*losses, "first_ratio_error")} | {"charts/learning_rate"}
-    tags.add("losses/entropy_bound" if script == "diffppo_jax.py" else "losses/entropy")
+    if script != "diffppo_jax.py":
+        tags.add("losses/entropy")
     if script in DIFFUSION:
         tags |= {"losses/entropy_bound"} | {f"eval/entropy_{what}" for what in ("bound", "low", "high")}
         tags |= {"diffusion/beta_min", "diffusion/beta_max", "diffusion/rho_1", "diffusion/rho_2"}
@@ -132,13 +133,7 @@ def test_the_same_seed_gives_the_same_scalars(trained, tmp_path):
 def test_another_seed_gives_other_scalars(trained, tmp_path):
     script, folder = trained
     other = train(script, tmp_path, settings_of(script, seed=2), how=run, **OWN_CHOICES)
-    for tag in (
-        "losses/qf_loss",
-        "losses/actor_loss",
-        "losses/policy_loss",
-        "losses/value_loss",
-        "losses/entropy",
-        "losses/entropy_bound",
-    ):
+    for name in ("qf_loss", "actor_loss", "policy_loss", "value_loss", "entropy", "entropy_bound"):
+        tag = f"losses/{name}"
         numbers = [[value for _, value in values(x, tag)] for x in (folder, other)]
         assert len(numbers[0]) == len(numbers[1]) and not set(numbers[0]) & set(numbers[1]), tag
