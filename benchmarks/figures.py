@@ -189,6 +189,7 @@ def draw_figures(results: Results, reference: list[dict], folder: Path) -> list[
     figures = {
         "curves_off_policy": curves_figure(results, "off-policy"),
         "curves_on_policy": curves_figure(results, "on-policy"),
+        "curves_playground": curves_figure(results, "playground"),
         "wall_clock_off_policy": curves_figure(results, "off-policy", over_time=True),
         "wall_clock_on_policy": curves_figure(results, "on-policy", over_time=True),
         "aggregate": aggregate_figure(results),

@@ -45,16 +45,23 @@ ALGORITHMS = {
     "ppo_std0.5": Algorithm("PPO, initial std 0.5", "#d95f0e", ":", "D"),
     "diffppo_jax": Algorithm("DiffPPO", "#08306b", "-", "o"),
     "diffppo_no_entropy": Algorithm("DiffPPO, alpha 0", "#1b7837", "-.", "^"),
+    "ppo_playground": Algorithm("PPO", "#9a9a9a", "--", "s"),
+    "diffppo_playground": Algorithm("DiffPPO", "#08306b", "-", "o"),
 }
 # The first of a family is the base that the others are compared with.
 FAMILIES = {
     "off-policy": ("sac_jax", "diffsac_jax", "diffwpo_jax", "crossq_jax", "diffcrossq_jax"),
     "on-policy": ("ppo_jax", "ppo_std0.5", "diffppo_jax", "diffppo_no_entropy"),
+    "playground": ("ppo_playground", "diffppo_playground"),
 }
 # Who is compared with whom beyond its family's base: what differs in one thing.
 NEAREST = {"diffwpo_jax": "diffsac_jax", "diffcrossq_jax": "crossq_jax"}
 # Which policies a family is shown by: the on-policy literature reports training returns.
-FAMILY_POLICIES = {"off-policy": ("deterministic", "stochastic"), "on-policy": ("training", "deterministic")}
+FAMILY_POLICIES = {
+    "off-policy": ("deterministic", "stochastic"),
+    "on-policy": ("training", "deterministic"),
+    "playground": ("deterministic", "stochastic"),
+}
 ENV_ORDER = ("Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid")
 
 

@@ -90,7 +90,11 @@ def estimate(value: float, low: float, high: float) -> str:
 # -------------------------------------------------------------------------------------------------------------- scores
 
 # What the main table of a family shows, and which means it divides.
-MAIN_POLICIES = {"off-policy": ("deterministic", "stochastic"), "on-policy": ("training",)}
+MAIN_POLICIES = {
+    "off-policy": ("deterministic", "stochastic"),
+    "on-policy": ("training",),
+    "playground": ("deterministic", "stochastic"),
+}
 RATIOS = {
     "off-policy": (
         ("diffsac_jax", "sac_jax"),
@@ -99,11 +103,16 @@ RATIOS = {
         ("diffcrossq_jax", "crossq_jax"),
     ),
     "on-policy": (("diffppo_jax", "ppo_jax"),),
+    "playground": (("diffppo_playground", "ppo_playground"),),
 }
 ENTROPY = "of the stochastic policy in nats, an estimate where it is a diffusion policy"
+EVALUATIONS = (
+    "Deterministic / stochastic policy: mean of the last ten evaluations of a run (last three where it has fewer than"
+    " twenty), mean ± standard deviation over seeds"
+)
 MEANING = {
-    "off-policy": "Deterministic / stochastic policy: mean of the last ten evaluations of a run (last three where it"
-    " has fewer than twenty), mean ± standard deviation over seeds",
+    "off-policy": EVALUATIONS,
+    "playground": EVALUATIONS,
     "on-policy": "Training return: mean of the last 100 training episodes of a run, mean ± standard deviation over"
     " seeds",
 }
@@ -212,6 +221,7 @@ def aggregate_table(results: Results) -> str:
 METRICS = {
     "training": "training return",
     "deterministic": "evaluation return of the deterministic policy",
+    "stochastic": "evaluation return of the stochastic policy",
     "maximum": "largest evaluation",
 }
 
@@ -370,8 +380,10 @@ def hidden_table(results: Results) -> str:
 TRAINING = {
     "off-policy": lambda results, folder: family_table(results, "off-policy"),
     "on-policy": lambda results, folder: family_table(results, "on-policy"),
+    "playground": lambda results, folder: family_table(results, "playground"),
     "off-policy-seeds": lambda results, folder: seeds_table(results, "off-policy"),
     "on-policy-seeds": lambda results, folder: seeds_table(results, "on-policy"),
+    "playground-seeds": lambda results, folder: seeds_table(results, "playground"),
     "aggregate": lambda results, folder: aggregate_table(results),
     "diffsac-k": lambda results, folder: ablation_table(results, "diffsac", "deterministic", "stochastic"),
     "diffppo-k": lambda results, folder: ablation_table(results, "diffppo", "training", "stochastic"),

@@ -43,6 +43,9 @@ def checkout(tmp_path_factory) -> Path:
         for env_id in ("Hopper-v4", "Walker2d-v4"):
             for name, scale in (("sac_jax", 10), ("diffsac_jax", 20), ("ppo_jax", 5), ("diffppo_jax", 10)):
                 export.merge(made_up_rows(name, env_id, seed, 15, scale), folder / "results")
+        for name, scale in (("ppo_playground", 10), ("diffppo_playground", 20)):
+            rows = made_up_rows(name, "playground/CheetahRun", seed, 4, scale, script=name.replace("playground", "jax"))
+            export.merge(rows, folder / "results")
         export.merge(made_up_rows("diffwpo_jax", "Hopper-v4", seed, 12, 15), folder / "results")
         for k in (1, 4):
             export.merge(made_up_rows(f"diffsac_k{k}", "Hopper-v4", seed, 9, k), folder / "results")

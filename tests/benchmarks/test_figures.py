@@ -19,6 +19,7 @@ def test_every_figure_shows_something(checkout, monkeypatch):
         "aggregate",
         "curves_off_policy",
         "curves_on_policy",
+        "curves_playground",
         "reference",
         "wall_clock_off_policy",
         "wall_clock_on_policy",

@@ -36,6 +36,13 @@ def test_on_policy_table(results):
     assert means == "| mean of the ratios |  |  |  |  | 1.97 (2 environments) |"
 
 
+def test_playground_table(results):
+    # Deterministic and stochastic: twice 10 * 3 + seed and once, against twice 20 * 3 + seed; 3: the mean of 2, 3, 4.
+    *_, line, _, _ = tables.family_table(results, "playground").splitlines()
+    scores = "64.0 ± 2.0 / 32.0 ± 1.0 (-2.0) | 124 ± 2.0 / 62.0 ± 1.0 (-2.0) | 1.94 / 1.94"
+    assert line == f"| playground/CheetahRun | 40k | 1 2 3 | {scores} |"
+
+
 def test_seeds_table(results):
     header, _, first, *_ = tables.seeds_table(results, "off-policy").splitlines()
     assert header == "| Environment | Algorithm | steps | policy | score by seed | score | entropy | maximum |"
