@@ -45,7 +45,7 @@ step() { # name, seconds, command
 step device 230 "$PYTHON" -m benchmarks.device "${device[@]}" --seconds 210
 step tests $((2 * seconds)) "$PYTHON" -m pytest -n 0 -q "${tests[@]}" &
 step ppo "$seconds" "$PYTHON" ppo_jax.py "${learn[@]}" --ent-coef 0.01 --runs-folder "$OUT/runs"
-step diffppo "$seconds" "$PYTHON" diffppo_jax.py "${learn[@]}" --alpha 0.01 --runs-folder "$OUT/runs"
+step diffppo "$seconds" "$PYTHON" diffppo_jax.py "${learn[@]}" --prior-std 1 --runs-folder "$OUT/runs"
 wait $! || status=1
 rows=()
 if [ -z "${SMALL:-}" ]; then rows=(--save); fi
