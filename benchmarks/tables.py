@@ -60,7 +60,7 @@ def entropy_of(curves: list[Curve]) -> str:
 
 
 def thousands(steps: int) -> str:
-    return f"{steps // 1_000_000}M" if steps % 1_000_000 == 0 else f"{steps / 1000:g}k"
+    return f"{steps / 1_000_000:.4g}M" if steps >= 1_000_000 else f"{steps / 1000:g}k"
 
 
 def seeds_of(curves: list[Curve]) -> str:

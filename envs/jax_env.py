@@ -4,6 +4,7 @@ An environment comes as one copy without wrappers: copies are vmapped here, and 
 never from a remembered start state, while the transition keeps the observation that the old one ended in.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +18,25 @@ from envs.jax_make import Task, make_jax, vector_of
 RESET_BLOCKS = 16  # new episodes begin in blocks of a sixteenth of the copies
 
 Inner = tuple[jax.Array, ...]  # the arrays of an environment's state that hold anything
+
+
+def vmap_once(function: Callable) -> Callable:
+    """`jax.vmap(function)` whose own vmap, over agents, makes the batch longer and not deeper.
+
+    XLA (jaxlib 0.10.2, CPU) fails on products of MJX's sensors in a batch of batches (playground/FingerSpin).
+    """
+    batched = jax.custom_batching.custom_vmap(jax.vmap(function))
+
+    @batched.def_vmap
+    def over_agents(size, in_batched, *args):
+        def longer(x, own):  # [S, N, ..], or [N, ..] for all agents -> [S N, ..]
+            x = x if own else jnp.broadcast_to(x, (size, *x.shape))
+            return x.reshape(-1, *x.shape[2:])
+
+        out = batched(*jax.tree.map(longer, args, tuple(in_batched)))
+        return jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), out), jax.tree.map(lambda _: True, out)
+
+    return batched
 
 
 @struct.dataclass
@@ -48,14 +68,14 @@ class JaxEnv(Environment):
         self.max_episode_steps = length and -(-length // repeat)
 
     def reset(self, key: jax.Array) -> JaxEnvState:
-        inner, obs, keys = jax.vmap(self._begin)(jax.random.split(key, self.num_envs))
+        inner, obs, keys = vmap_once(self._begin)(jax.random.split(key, self.num_envs))
         episode = new_episode(obs)
         return JaxEnvState(obs, episode.episode_return, episode.episode_length, inner, keys)
 
     def step(self, env_state: JaxEnvState, action: jax.Array) -> tuple[JaxEnvState, TimeStep]:
         # An agent whose parameters are no longer finite must not be taken for an environment whose numbers are not.
         action = jnp.where(jnp.isfinite(action), action, 0.0)
-        inner, final_obs, reward, terminated = jax.vmap(self._advance)(env_state.inner, action)
+        inner, final_obs, reward, terminated = vmap_once(self._advance)(env_state.inner, action)
         limit = jnp.inf if self.max_episode_steps is None else self.max_episode_steps
         truncated = env_state.episode_length + 1 >= limit
         inner, obs, keys = self._restart(inner, final_obs, env_state.keys, terminated | truncated)
@@ -82,7 +102,7 @@ class JaxEnv(Environment):
         def block(carry):
             rows, waiting = carry
             (index,) = jnp.nonzero(waiting, size=size, fill_value=self.num_envs)  # beyond the last: no copy
-            new = jax.vmap(self._begin)(rows[2][index])
+            new = vmap_once(self._begin)(rows[2][index])
             rows = jax.tree.map(lambda old, x: old.at[index].set(x, mode="drop"), rows, new)
             return rows, waiting.at[index].set(False, mode="drop")
 

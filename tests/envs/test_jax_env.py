@@ -87,6 +87,30 @@ def test_agents_side_by_side_equal_single_ones():
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), jax.tree.map(lambda x: x[:, s], time_step), single)
 
 
+def test_agents_make_the_batch_of_an_environment_longer_and_not_deeper():
+    """XLA on a CPU fails on some programs of MJX in a batch of batches."""
+    env, sizes = make_env(WALK, 32, 5), []
+
+    @jax.custom_batching.custom_vmap
+    def seen(x):
+        return x
+
+    @seen.def_vmap
+    def batch(size, in_batched, x):
+        sizes.append(size)
+        return seen(x), True
+
+    class Watched(type(env.task.env)):
+        def observe(self, place):
+            return super().observe(seen(place))
+
+    env.task.env.__class__ = Watched
+    env_state = jax.eval_shape(jax.vmap(env.reset), jax.random.split(jax.random.key(0), 5))
+    assert set(sizes) == {32, 5 * 32}  # of one agent, which is traced as well, and of all; nowhere 5
+    jax.eval_shape(jax.vmap(env.step), env_state, np.zeros((5, 32, 1), np.float32))
+    assert set(sizes) == {32, 5 * 32, 2, 5 * 2}  # new episodes begin in blocks of two
+
+
 def test_without_a_time_limit_no_episode_is_cut():
     env = make_env("tests.jax_environments:Endless", 2)
     _, time_step = in_a_scan(env, jax.random.key(0), np.zeros((50, 2, 1), np.float32))
