@@ -98,6 +98,12 @@ def follow(env: Any) -> None:
         renderer.camera_id = cameras.index("track") if "track" in cameras else -1
 
 
+def first_camera(env: Any) -> dict[str, int]:
+    """The same for Playground: `camera` of its render, the model's first as in the DeepMind Control suite."""
+    model = getattr(env, "mj_model", None)
+    return {"camera": 0} if model is not None and model.ncam else {}
+
+
 class JaxStage(Stage):
     """Draws a whole episode at its end, by the environment's `render(states, height, width)`, as Playground's and
     Brax's have it."""
@@ -127,7 +133,7 @@ class JaxStage(Stage):
 
     def frames(self, pictures: Iterable[Any]) -> Iterator[np.ndarray]:
         width, height = self.size
-        yield from self.task.env.render([*pictures], height=height, width=width)
+        yield from self.task.env.render([*pictures], height=height, width=width, **first_camera(self.task.env))
 
     def close(self) -> None:
         self.env.close()

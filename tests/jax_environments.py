@@ -86,6 +86,13 @@ class Endless(Walk):
         return super().step(state, 0.0 * action).replace(done=False)
 
 
+class Drawn(Walk):
+    """A picture says how it was asked for."""
+
+    def render(self, states, height, width, camera=None):
+        return [(height, width, camera) for _ in states]
+
+
 class Clock(Walk):
     """Reward 1 a step. After 5 steps it ends, and the observation is the time; or, with `cut`, only the time limit of 5
     steps ends it, and the observation is always 0: what is ahead looks the same at all times."""

@@ -1,5 +1,7 @@
 """What is drawn when an environment is looked at."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from envs.stage import make_stage
@@ -22,3 +24,12 @@ def test_the_camera_follows_an_agent_that_moves_unless_another_was_asked_for(env
         env = stage.env.unwrapped
         chosen = env.mujoco_renderer.camera_id
         assert (env.model.camera(chosen).name if chosen >= 0 else None) == camera
+
+
+@pytest.mark.parametrize("cameras, chosen", [(2, 0), (0, None)])
+def test_playground_draws_by_the_models_first_camera(cameras, chosen):
+    """Without one it draws from a place at rest, and the cheetah runs out of the picture."""
+    with make_stage("tests.jax_environments:Drawn", "{}") as stage:
+        stage.task.env.mj_model = SimpleNamespace(ncam=cameras)
+        stage.reset(seed=0)
+        assert list(stage.frames([stage.picture()])) == [(480, 640, chosen)]
