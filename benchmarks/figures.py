@@ -91,9 +91,10 @@ def aggregate_figure(results: Results) -> Figure | None:
         for axis, (value, *ends) in ((left, pair.iqm), (right, pair.improvement)):
             axis.plot(ends, [row, row], color=style.colour, linewidth=2)
             axis.plot(value, row, style.marker, color=style.colour)
-        env_ids = ", ".join(f"{stem(env_id)} {thousands(steps)}" for env_id, steps in pair.steps.items())
+        env_ids = ", ".join(stem(env_id).removeprefix("playground/") for env_id in pair.steps)
+        steps = " or ".join(thousands(steps) for steps in sorted(set(pair.steps.values())))
         seeds = " or ".join(map(str, pair.seeds))
-        names.append(f"{label(pair.name)} vs {label(pair.base)}, {pair.policy}\n{env_ids}; {seeds} seeds")
+        names.append(f"{label(pair.name)} vs {label(pair.base)}, {pair.policy}\n{env_ids}; {steps}; {seeds} seeds")
     for axis, equal, title in (
         (left, 1.0, "IQM of the score / the base's mean score"),
         (right, 0.5, "probability of improvement over the base"),

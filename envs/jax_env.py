@@ -24,6 +24,7 @@ def vmap_once(function: Callable) -> Callable:
     """`jax.vmap(function)` whose own vmap, over agents, makes the batch longer and not deeper.
 
     XLA (jaxlib 0.10.2, CPU) fails on products of MJX's sensors in a batch of batches (playground/FingerSpin).
+    The price: no reverse-mode gradient.
     """
     batched = jax.custom_batching.custom_vmap(jax.vmap(function))
 

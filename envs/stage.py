@@ -1,6 +1,7 @@
 """One environment that is looked at, a step at a time: `make_stage`."""
 
 import contextlib
+import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -101,7 +102,8 @@ def follow(env: Any) -> None:
 def first_camera(env: Any) -> dict[str, int]:
     """The same for Playground: `camera` of its render, the model's first as in the DeepMind Control suite."""
     model = getattr(env, "mj_model", None)
-    return {"camera": 0} if model is not None and model.ncam else {}
+    takes_one = "camera" in inspect.signature(env.render).parameters
+    return {"camera": 0} if takes_one and model is not None and model.ncam else {}
 
 
 class JaxStage(Stage):

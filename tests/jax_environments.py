@@ -1,5 +1,6 @@
 """Environments written in JAX for the tests, by id: `tests.jax_environments:Walk`."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -91,6 +92,13 @@ class Drawn(Walk):
 
     def render(self, states, height, width, camera=None):
         return [(height, width, camera) for _ in states]
+
+
+class DrawnFromOnePlace(Walk):
+    mj_model = SimpleNamespace(ncam=2)
+
+    def render(self, states, height, width):
+        return [(height, width) for _ in states]
 
 
 class Clock(Walk):

@@ -36,6 +36,12 @@ def test_on_policy_table(results):
     assert means == "| mean of the ratios |  |  |  |  | 1.97 (2 environments) |"
 
 
+def test_steps_are_said_in_thousands_or_millions():
+    assert [
+        *map(tables.thousands, (480, 90_000, 1_000_000, 1_500_000, 3_993_600))
+    ] == "0.48k 90k 1M 1.5M 3.994M".split()
+
+
 def test_playground_table(results):
     # Deterministic and stochastic: twice 10 * 3 + seed and once, against twice 20 * 3 + seed; 3: the mean of 2, 3, 4.
     *_, line, _, _ = tables.family_table(results, "playground").splitlines()

@@ -111,6 +111,17 @@ def test_agents_make_the_batch_of_an_environment_longer_and_not_deeper():
     assert set(sizes) == {32, 5 * 32, 2, 5 * 2}  # new episodes begin in blocks of two
 
 
+def test_agents_from_one_state_take_their_own_actions():
+    env = make_env(WALK, 3, 2)
+    start = env.reset(jax.random.key(0))
+    actions = np.random.default_rng(0).uniform(-1, 1, (2, 3, 1)).astype(np.float32)
+    both = jax.vmap(env.step, in_axes=(None, 0))(start, actions)
+    for s in range(2):
+        single = env.step(start, actions[s])
+        np.testing.assert_allclose(both[1].final_obs[s], single[1].final_obs, rtol=1e-6)
+        np.testing.assert_array_equal(jax.random.key_data(both[0].keys[s]), jax.random.key_data(single[0].keys))
+
+
 def test_without_a_time_limit_no_episode_is_cut():
     env = make_env("tests.jax_environments:Endless", 2)
     _, time_step = in_a_scan(env, jax.random.key(0), np.zeros((50, 2, 1), np.float32))

@@ -33,3 +33,9 @@ def test_playground_draws_by_the_models_first_camera(cameras, chosen):
         stage.task.env.mj_model = SimpleNamespace(ncam=cameras)
         stage.reset(seed=0)
         assert list(stage.frames([stage.picture()])) == [(480, 640, chosen)]
+
+
+def test_a_class_of_ones_own_may_have_cameras_and_take_none():
+    with make_stage("tests.jax_environments:DrawnFromOnePlace", "{}") as stage:
+        stage.reset(seed=0)
+        assert list(stage.frames([stage.picture()])) == [(480, 640)]
