@@ -11,9 +11,11 @@ from benchmarks.results import (
     FAMILIES,
     FAMILY_POLICIES,
     Curve,
+    Pair,
     Results,
     ablations,
     at_equal_steps,
+    compare,
     environments,
     label,
     load,
@@ -151,6 +153,39 @@ def family_table(results: Results, family: str) -> str:
 
 def ratio_text(ratios: np.ndarray) -> str:
     return " / ".join(f"{x:.2f}" for x in ratios)
+
+
+MEASURES = {"deterministic": "deterministic policy", "training": "training return"}
+
+
+def verdicts(results: Results) -> str:
+    """A sentence for each of RATIOS: the ratios of the mean scores, and what the interval over all of them says."""
+    lines = []
+    for family, compared in RATIOS.items():
+        policy, every = MAIN_POLICIES[family][0], [name for name in FAMILIES[family] if name in results]
+        for name, base in compared:
+            ratios, counts = {}, set()
+            for env_id in environments(results, (name,)):
+                _, curves = at_equal_steps(results, tuple(every), env_id)
+                own, of_base = (scores(curves.get(one, []), policy) for one in (name, base))
+                if len(own) and len(of_base) and of_base.mean() > 0:
+                    ratios[env_id] = f"{own.mean() / of_base.mean():.2f} on {env_id}"
+                    counts |= {len(own), len(of_base)}
+            if ratios:
+                verdict = verdict_of(compare(results, name, base, policy), list(ratios))
+                text = f"**{label(name)} over {label(base)}**: {', '.join(ratios.values())}: {verdict}"
+                seeds = "1 seed" if counts == {1} else f"{' or '.join(map(str, sorted(counts)))} seeds"
+                lines.append(f"- {text} ({seeds}, {MEASURES[policy]}).")
+    return "\n".join(lines)
+
+
+def verdict_of(pair: Pair | None, env_ids: list[str]) -> str:
+    """Better or behind where the interval of the IQM is beyond 1, otherwise level. Single seeds have no interval."""
+    if pair is None:
+        return "no verdict from a single seed"
+    value, low, high = pair.iqm
+    where = "" if [*pair.steps] == env_ids else f" on {', '.join(pair.steps)}"
+    return f"{'better' if low > 1 else 'behind' if high < 1 else 'level'}{where}, IQM {estimate(value, low, high)}"
 
 
 def seeds_table(results: Results, family: str) -> str:
@@ -381,6 +416,7 @@ TRAINING = {
     "off-policy": lambda results, folder: family_table(results, "off-policy"),
     "on-policy": lambda results, folder: family_table(results, "on-policy"),
     "playground": lambda results, folder: family_table(results, "playground"),
+    "verdicts": lambda results, folder: verdicts(results),
     "off-policy-seeds": lambda results, folder: seeds_table(results, "off-policy"),
     "on-policy-seeds": lambda results, folder: seeds_table(results, "on-policy"),
     "playground-seeds": lambda results, folder: seeds_table(results, "playground"),

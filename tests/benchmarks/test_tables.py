@@ -49,6 +49,26 @@ def test_playground_table(results):
     assert line == f"| playground/CheetahRun | 40k | 1 2 3 | {scores} |"
 
 
+def test_verdicts(results):
+    first, second, ppo, playground = tables.verdicts(results).splitlines()
+    # The same deterministic scores as in the tables above. All of DiffSAC's are twice SAC's, so the interval is narrow.
+    assert first.startswith(
+        "- **DiffSAC over SAC**: 1.98 on Hopper-v4, 1.99 on Walker2d-v4: better, IQM 1.99 (1.98 to 2.00)"
+    )
+    assert first.endswith(" (3 seeds, deterministic policy).")
+    assert second.startswith("- **DiffWPO over DiffSAC**: 0.75 on Hopper-v4: behind, IQM 0.75 (0.7")
+    assert "1.97 on Hopper-v4, 1.97 on Walker2d-v4: better" in ppo and ppo.endswith("(3 seeds, training return).")
+    assert playground.startswith("- **DiffPPO over PPO**: 1.94 on playground/CheetahRun: better, IQM")
+    alone = {name: {e: curves[:1] for e, curves in results[name].items()} for name in ("sac_jax", "diffsac_jax")}
+    assert tables.verdicts(alone).endswith(
+        "1.99 on Walker2d-v4: no verdict from a single seed (1 seed, deterministic policy)."
+    )
+    alone["sac_jax"]["Hopper-v4"], alone["diffsac_jax"]["Hopper-v4"] = (results[n]["Hopper-v4"] for n in alone)
+    assert ": better on Hopper-v4, IQM" in tables.verdicts(alone)
+    level = {"sac_jax": results["sac_jax"], "diffsac_jax": results["sac_jax"]}
+    assert ": level, IQM" in tables.verdicts(level)
+
+
 def test_seeds_table(results):
     header, _, first, *_ = tables.seeds_table(results, "off-policy").splitlines()
     assert header == "| Environment | Algorithm | steps | policy | score by seed | score | entropy | maximum |"
