@@ -180,12 +180,13 @@ def verdicts(results: Results) -> str:
 
 
 def verdict_of(pair: Pair | None, env_ids: list[str]) -> str:
-    """Better or behind where the interval of the IQM is beyond 1, otherwise level. Single seeds have no interval."""
+    """Better where both intervals lie above equality, behind where one lies below it, otherwise level."""
     if pair is None:
         return "no verdict from a single seed"
-    value, low, high = pair.iqm
+    (_, iqm_low, iqm_high), (_, low, high) = pair.iqm, pair.improvement
+    word = "behind" if iqm_high < 1 or high < 0.5 else "better" if iqm_low > 1 and low > 0.5 else "level"
     where = "" if [*pair.steps] == env_ids else f" on {', '.join(pair.steps)}"
-    return f"{'better' if low > 1 else 'behind' if high < 1 else 'level'}{where}, IQM {estimate(value, low, high)}"
+    return f"{word}{where}, IQM {estimate(*pair.iqm)}, P {estimate(*pair.improvement)}"
 
 
 def seeds_table(results: Results, family: str) -> str:

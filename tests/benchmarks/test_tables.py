@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import export, tables
 from benchmarks.pages import ROOT
-from benchmarks.results import load, read_rows
+from benchmarks.results import Pair, load, read_rows
 from tests.benchmarks.conftest import made_up_rows
 
 
@@ -53,7 +53,7 @@ def test_verdicts(results):
     first, second, ppo, playground = tables.verdicts(results).splitlines()
     # The same deterministic scores as in the tables above. All of DiffSAC's are twice SAC's, so the interval is narrow.
     assert first.startswith(
-        "- **DiffSAC over SAC**: 1.98 on Hopper-v4, 1.99 on Walker2d-v4: better, IQM 1.99 (1.98 to 2.00)"
+        "- **DiffSAC over SAC**: 1.98 on Hopper-v4, 1.99 on Walker2d-v4: better, IQM 1.99 (1.98 to 2.00), P 1.00"
     )
     assert first.endswith(" (3 seeds, deterministic policy).")
     assert second.startswith("- **DiffWPO over DiffSAC**: 0.75 on Hopper-v4: behind, IQM 0.75 (0.7")
@@ -65,6 +65,8 @@ def test_verdicts(results):
     )
     alone["sac_jax"]["Hopper-v4"], alone["diffsac_jax"]["Hopper-v4"] = (results[n]["Hopper-v4"] for n in alone)
     assert ": better on Hopper-v4, IQM" in tables.verdicts(alone)
+    doubt = Pair("a", "b", "training", {"X": 1}, [3], iqm=(0.97, 0.9, 1.1), base_iqm=1.0, improvement=(0.3, 0.1, 0.45))
+    assert tables.verdict_of(doubt, ["X"]).startswith("behind, IQM 0.97 (0.90 to 1.10), P 0.30 (0.10 to 0.45)")
     level = {"sac_jax": results["sac_jax"], "diffsac_jax": results["sac_jax"]}
     assert ": level, IQM" in tables.verdicts(level)
 
