@@ -174,7 +174,8 @@ def verdicts(results: Results) -> str:
             if ratios:
                 verdict = verdict_of(compare(results, name, base, policy), list(ratios))
                 text = f"**{label(name)} over {label(base)}**: {', '.join(ratios.values())}: {verdict}"
-                seeds = "1 seed" if counts == {1} else f"{' or '.join(map(str, sorted(counts)))} seeds"
+                few, most = min(counts), max(counts)
+                seeds = f"{most} seed{'s' * (most > 1)}" if few == most else f"{few} to {most} seeds"
                 lines.append(f"- {text} ({seeds}, {MEASURES[policy]}).")
     return "\n".join(lines)
 
