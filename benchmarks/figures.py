@@ -32,7 +32,7 @@ def panels_of(rows: int, columns: int, width: float, height: float, **options) -
 
 def note(limit: int, curves: dict[str, list[Curve]]) -> str:
     """What a panel rests on."""
-    return f"{thousands(limit)} steps, seeds {common_seeds(curves)}"
+    return f"{thousands(limit)} steps\nseeds {common_seeds(curves)}"
 
 
 def draw_curve(axis, curves: list[Curve], name: str, policy: str, over_time: bool) -> None:
