@@ -104,5 +104,5 @@ def test_ppo_improves_on_the_libraries(env_id, steps, least, tmp_path):
     settings |= {"anneal-lr": False, "learning-rate": 1e-3}
     folder = train("ppo_jax.py", tmp_path, settings, how=run, JAX_DISABLE_MOST_OPTIMIZATIONS="0")
     returns = [value for _, _, tag, value in scalars(folder) if tag == "eval/episodic_return_deterministic"]
-    # At most 1000 on both. Seeds 1 to 4 have 870 to 999 on CartpoleBalance there, and 660 to 990 half-way.
-    assert len(returns) == 8 and np.mean(returns[-3:]) > least > 2 * returns[0]
+    # At most 1000 on both. Seeds 1 to 4 have 890 to 999 on CartpoleBalance there, and 660 to 990 half-way.
+    assert len(returns) == 8 and returns[-1] > least > 2 * returns[0]
