@@ -249,3 +249,5 @@ def test_path_kl_per_dimension_of_the_default_target():
     assert diffusion.path_kl_per_dimension(8, 1.0, -1.0) == pytest.approx(0.904, abs=0.001)
     entropy = 0.5 * np.log(2 * np.pi * np.e * 0.3**2)
     assert diffusion.path_kl_per_dimension(8, 0.3, entropy) == pytest.approx(0.0, abs=1e-12)
+    # Narrower than any policy: a target that no policy reaches, but a number in float32, for 100 dimensions too.
+    assert np.isfinite(np.float32(100 * diffusion.path_kl_per_dimension(1, 1.0, -400.0)))
