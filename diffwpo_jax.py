@@ -329,7 +329,9 @@ def actor_loss(actor_params, args, agent, key, batch):
     kl = jnp.mean(distributions.gaussian_kl(*old_mean_std, mean, std).sum(axis=0))
     multiplier = jnp.exp(agent.multiplier.params["log"])
     metrics = {"losses/actor_loss": loss, "losses/kl_multiplier": multiplier, "diffusion/kl": kl}
-    return loss + multiplier * kl, (chain, {**metrics, "losses/entropy_bound": -log_lik.mean()})
+    if args.kl_multiplier > 0:  # 0 * kl would be NaN where kl overflows
+        loss += multiplier * kl
+    return loss, (chain, {**metrics, "losses/entropy_bound": -log_lik.mean()})
 
 
 def update(args, agent, key, batch, index):
@@ -350,9 +352,10 @@ def update(args, agent, key, batch, index):
             grads = {"log_alpha": -agent.alpha * error.mean()}
             agent = agent.replace(temperature=agent.temperature.apply_gradients(grads=grads))
         # Loss of log lambda, the trust region's multiplier: -exp(log lambda) stopgrad(kl - bound A).
-        excess = metrics["diffusion/kl"] - args.kl_bound * batch.action.shape[-1]
-        grads = {"log": -metrics["losses/kl_multiplier"] * excess}
-        agent = agent.replace(multiplier=agent.multiplier.apply_gradients(grads=grads))
+        if args.kl_multiplier > 0:
+            excess = metrics["diffusion/kl"] - args.kl_bound * batch.action.shape[-1]
+            grads = {"log": -metrics["losses/kl_multiplier"] * excess}
+            agent = agent.replace(multiplier=agent.multiplier.apply_gradients(grads=grads))
         target_actor_params = optax.incremental_update(agent.actor.params, agent.target_actor_params, args.tau)
         agent = agent.replace(target_actor_params=target_actor_params)
         return agent, {**metrics, "losses/alpha": agent.alpha, "losses/entropy": -log_prob.mean()}

@@ -88,6 +88,9 @@ class Experiment:
         )
         for name in WHOLE_CHUNKS:
             object.__setattr__(self, name, -(-getattr(self, name) // self.log_frequency) * self.log_frequency)
+        self.check(
+            self.total_timesteps < 2**31, "--total-timesteps must be below 2^31: the device counts them in int32"
+        )
 
     @staticmethod
     def changeable(default: Any) -> Any:

@@ -36,6 +36,7 @@ def make(**more):
         ({"num_seeds": 0}, "--num-seeds must be positive, not 0"),
         ({"num_envs": 0}, "--num-envs must be positive, not 0"),
         ({"total_timesteps": -100}, "--total-timesteps must be positive, not -100"),
+        ({"total_timesteps": 2**31}, "--total-timesteps must be below 2^31: the device counts them in int32"),
         ({"eval_frequency": 0}, "--eval-frequency must be positive, not 0"),
         ({"eval_episodes": 0}, "--eval-episodes must be positive, not 0"),
         ({"checkpoint_frequency": -1}, "--checkpoint-frequency must not be negative, not -1"),

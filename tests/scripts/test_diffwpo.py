@@ -199,3 +199,15 @@ def test_the_multiplier_moves_towards_the_bound_and_the_copy_follows_the_actor()
             lambda new, old: args.tau * new + (1 - args.tau) * old, after.actor.params, agent.target_actor_params
         )
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), after.target_actor_params, expected)
+
+
+def test_without_a_trust_region_a_kl_that_overflows_stops_nothing():
+    """0 times infinity is NaN: with --kl-multiplier 0 the term is left out, not multiplied by 0."""
+    args = diffwpo_jax.Args(**SETTINGS, kl_multiplier=0.0)
+    agent, batch, key = make_agent(diffwpo_jax, args, 0.7), make_batch(), jax.random.key(3)
+    far = agent.replace(target_actor_params=jax.tree.map(lambda x: 1e200 * x, agent.target_actor_params))
+    kl = diffwpo_jax.actor_loss(agent.actor.params, args, far, key, batch)[1][1]["diffusion/kl"]
+    assert not np.isfinite(kl)
+    assert_close(gradient(diffwpo_jax, args, far, key, batch), gradient(diffwpo_jax, args, agent, key, batch), 1e-12)
+    after, _ = jax.jit(diffwpo_jax.update, static_argnums=0)(args, far, key, batch, 0)
+    assert after.multiplier.params["log"] == -np.inf
