@@ -54,7 +54,7 @@ FAMILIES = {
     "on-policy": ("ppo_jax", "ppo_std0.5", "diffppo_jax", "diffppo_no_entropy"),
     "playground": ("ppo_playground", "diffppo_playground"),
 }
-# Who is compared with whom beyond its family's base: what differs in one thing.
+# Who is compared with whom beyond its family's base: the same critics, or the same chain.
 NEAREST = {"diffwpo_jax": "diffsac_jax", "diffcrossq_jax": "crossq_jax"}
 # Which policies a family is shown by: the on-policy literature reports training returns.
 FAMILY_POLICIES = {

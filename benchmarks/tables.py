@@ -1,5 +1,6 @@
 """The Markdown tables of the pages."""
 
+import itertools
 import re
 from collections import Counter
 from pathlib import Path
@@ -155,15 +156,17 @@ def ratio_text(ratios: np.ndarray) -> str:
     return " / ".join(f"{x:.2f}" for x in ratios)
 
 
+FEWEST_SEEDS = 3  # a percentile interval of two seeds holds the mean one time in two
 MEASURES = {"deterministic": "deterministic policy", "training": "training return"}
 
 
 def verdicts(results: Results) -> str:
-    """A sentence for each of RATIOS: the ratios of the mean scores, and what the interval over all of them says."""
+    """A sentence for each of RATIOS and MEASURES: ratios of the mean scores, and what the interval over all says."""
     lines = []
     for family, compared in RATIOS.items():
-        policy, every = MAIN_POLICIES[family][0], [name for name in FAMILIES[family] if name in results]
-        for name, base in compared:
+        every = [name for name in FAMILIES[family] if name in results]
+        policies = [policy for policy in FAMILY_POLICIES[family] if policy in MEASURES]
+        for (name, base), policy in itertools.product(compared, policies):
             ratios, counts = {}, set()
             for env_id in environments(results, (name,)):
                 _, curves = at_equal_steps(results, tuple(every), env_id)
@@ -181,11 +184,14 @@ def verdicts(results: Results) -> str:
 
 
 def verdict_of(pair: Pair | None, env_ids: list[str]) -> str:
-    """Better where both intervals lie above equality, behind where one lies below it, otherwise level."""
+    """Better where both intervals lie above equality (the base's IQM, 0.5), behind where one lies below it, otherwise
+    level; of fewer than FEWEST_SEEDS no verdict."""
     if pair is None:
         return "no verdict from a single seed"
-    (_, iqm_low, iqm_high), (_, low, high) = pair.iqm, pair.improvement
-    word = "behind" if iqm_high < 1 or high < 0.5 else "better" if iqm_low > 1 and low > 0.5 else "level"
+    (_, iqm_low, iqm_high), (_, low, high), equal = pair.iqm, pair.improvement, pair.base_iqm
+    word = "behind" if iqm_high < equal or high < 0.5 else "better" if iqm_low > equal and low > 0.5 else "level"
+    if pair.seeds[0] < FEWEST_SEEDS:
+        word = f"no verdict from {pair.seeds[0]} seeds"
     where = "" if [*pair.steps] == env_ids else f" on {', '.join(pair.steps)}"
     return f"{word}{where}, IQM {estimate(*pair.iqm)}, P {estimate(*pair.improvement)}"
 
@@ -435,6 +441,7 @@ TABLES = TRAINING | {
     "speed": lambda results, folder: speed_table(folder / "speed.csv"),
     "speed-main": lambda results, folder: speed_table(folder / "speed.csv", main=True),
     "bandit": lambda results, folder: bandit_table(folder / "bandit.csv"),
+    "bandit-k": lambda results, folder: bandit_table(folder / "bandit_k.csv"),
     "turning": lambda results, folder: turning_table(folder / "turning.csv"),
     "hidden": lambda results, folder: hidden_table(load(folder / "hidden_target")),
 }

@@ -63,6 +63,7 @@ def checkout(tmp_path_factory) -> Path:
         "quantity,value,how,commit,device,versions\nSAC update,1.8 ms,rows,0123456789,cpu,jax 0.10.2\n"
     )
     columns = "bandit,algorithm,K,updates,seed,elbo_gap,log_z_error,ess,worst_region,grid_kl,commit,device,versions\n"
+    (folder / "bandit_k.csv").write_text(f"{columns}four,diffsac,2,60,1,0.9,0.0,0.4,0.9,0.6,{'0' * 40},cpu,jax 1\n")
     (folder / "bandit.csv").write_text(
         f"{columns}four,sac,,60,1,1.4,0.3,0.2,0.0,1.3,{'0' * 40},cpu,jax 1\n"
         f"four,diffsac,8,60,1,0.5,0.0,0.4,0.9,0.2,{'0' * 40},cpu,jax 1\n"

@@ -1,5 +1,7 @@
 """Every table, by hand from made-up results."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks import export, tables
@@ -49,7 +51,7 @@ def test_playground_table(results):
 
 
 def test_verdicts(results):
-    first, second, ppo, playground = tables.verdicts(results).splitlines()
+    first, second, ppo, ppo_deterministic, playground = tables.verdicts(results).splitlines()
     # The same deterministic scores as in the tables above. All of DiffSAC's are twice SAC's, so the interval is narrow.
     assert first.startswith(
         "- **DiffSAC over SAC**: 1.98 on Hopper-v4, 1.99 on Walker2d-v4: better, IQM 1.99 (1.98 to 2.00), P 1.00"
@@ -57,6 +59,8 @@ def test_verdicts(results):
     assert first.endswith(" (3 seeds, deterministic policy).")
     assert second.startswith("- **DiffWPO over DiffSAC**: 0.75 on Hopper-v4: behind, IQM 0.75 (0.7")
     assert "1.97 on Hopper-v4, 1.97 on Walker2d-v4: better" in ppo and ppo.endswith("(3 seeds, training return).")
+    assert "1.97 on Hopper-v4, 1.97 on Walker2d-v4: better" in ppo_deterministic
+    assert ppo_deterministic.endswith("(3 seeds, deterministic policy).")
     assert playground.startswith("- **DiffPPO over PPO**: 1.94 on playground/CheetahRun: better, IQM")
     alone = {name: {e: curves[:1] for e, curves in results[name].items()} for name in ("sac_jax", "diffsac_jax")}
     assert tables.verdicts(alone).endswith(
@@ -66,6 +70,11 @@ def test_verdicts(results):
     assert ": better on Hopper-v4, IQM" in tables.verdicts(alone)
     doubt = Pair("a", "b", "training", {"X": 1}, [3], iqm=(0.97, 0.9, 1.1), base_iqm=1.0, improvement=(0.3, 0.1, 0.45))
     assert tables.verdict_of(doubt, ["X"]).startswith("behind, IQM 0.97 (0.90 to 1.10), P 0.30 (0.10 to 0.45)")
+    # Equality is the base's IQM, and two seeds are too few whatever they say.
+    close = replace(doubt, iqm=(1.2, 1.05, 1.4), base_iqm=1.1, improvement=(0.8, 0.6, 1.0))
+    assert tables.verdict_of(close, ["X"]).startswith("level, IQM 1.20")
+    assert tables.verdict_of(replace(close, base_iqm=1.0), ["X"]).startswith("better, IQM 1.20")
+    assert tables.verdict_of(replace(close, seeds=[2, 3]), ["X"]).startswith("no verdict from 2 seeds, IQM 1.20 (1.05")
     level = {"sac_jax": results["sac_jax"], "diffsac_jax": results["sac_jax"]}
     assert ": level, IQM" in tables.verdicts(level)
 
