@@ -324,13 +324,11 @@ def actor_loss(actor_params, args, agent, key, batch):
     # The noise levels also act through pi, which the velocity at a fixed point leaves out.
     log_noising = distributions.gaussian_log_prob(latent, *diffusion.noising_mean_std(schedule, next_latent, k))
     loss = jnp.mean(-(velocity * score).sum(axis=(0, 2)) - agent.alpha * log_noising.sum(axis=0))
-    # Trust region.
     old_mean_std = diffusion.denoising_mean_std(old_schedule, old_drift(latent, k[:, None]), latent, k)
     kl = jnp.mean(distributions.gaussian_kl(*old_mean_std, mean, std).sum(axis=0))
     multiplier = jnp.exp(agent.multiplier.params["log"])
     metrics = {"losses/actor_loss": loss, "losses/kl_multiplier": multiplier, "diffusion/kl": kl}
-    if args.kl_multiplier > 0:  # 0 * kl would be NaN where kl overflows
-        loss += multiplier * kl
+    loss += multiplier * kl if args.kl_multiplier > 0 else 0.0  # the trust region; 0 * kl is NaN where kl overflows
     return loss, (chain, {**metrics, "losses/entropy_bound": -log_lik.mean()})
 
 
@@ -351,8 +349,7 @@ def update(args, agent, key, batch, index):
             error = log_prob + args.target_entropy(batch.action.shape[-1])
             grads = {"log_alpha": -agent.alpha * error.mean()}
             agent = agent.replace(temperature=agent.temperature.apply_gradients(grads=grads))
-        # Loss of log lambda, the trust region's multiplier: -exp(log lambda) stopgrad(kl - bound A).
-        if args.kl_multiplier > 0:
+        if args.kl_multiplier > 0:  # Loss of log lambda, the multiplier: -exp(log lambda) stopgrad(kl - bound A).
             excess = metrics["diffusion/kl"] - args.kl_bound * batch.action.shape[-1]
             grads = {"log": -metrics["losses/kl_multiplier"] * excess}
             agent = agent.replace(multiplier=agent.multiplier.apply_gradients(grads=grads))
