@@ -189,9 +189,14 @@ def verdict_of(pair: Pair | None, env_ids: list[str]) -> str:
     if pair is None:
         return "no verdict from a single seed"
     (_, iqm_low, iqm_high), (_, low, high), equal = pair.iqm, pair.improvement, pair.base_iqm
-    word = "behind" if iqm_high < equal or high < 0.5 else "better" if iqm_low > equal and low > 0.5 else "level"
     if pair.seeds[0] < FEWEST_SEEDS:
         word = f"no verdict from {pair.seeds[0]} seeds"
+    elif iqm_high < equal or high < 0.5:
+        word = "behind"
+    elif iqm_low > equal and low > 0.5:
+        word = "better"
+    else:
+        word = "level"
     where = "" if [*pair.steps] == env_ids else f" on {', '.join(pair.steps)}"
     return f"{word}{where}, IQM {estimate(*pair.iqm)}, P {estimate(*pair.improvement)}"
 

@@ -218,8 +218,8 @@ def chain_log_likelihood(chain: DenoisingChain) -> jax.Array:
 def path_kl_per_dimension(num_denoising_steps: int, prior_std: float, entropy: float) -> float:
     """Smallest gap E[l] - E[log pi] of a chain whose a^0 is a Gaussian of so much entropy; both in nats per dimension.
 
-    K/2 (r - 1 - log r) with r = (nu^2 / s^2)^(1/K), s the Gaussian's deviation: zero at s = nu, shrinking with K.
-    log r is cut at 80.
+    K/2 (r - 1 - log r) with r = (nu^2 / s^2)^(1/K), s the Gaussian's deviation: zero at s = nu, less the
+    larger K is. log r is cut at 80.
     """
     log_std = entropy - 0.5 * math.log(2.0 * math.pi * math.e)
     log_r = min(2.0 * (math.log(prior_std) - log_std) / num_denoising_steps, 80.0)  # finite in float32
