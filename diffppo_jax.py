@@ -27,7 +27,7 @@ from harness import Evaluator, Experiment, Run, cli
 
 
 @dataclass(frozen=True)
-class Args(Experiment):
+class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, eval_frequency, ..
     exp_name: str = "diffppo_jax"
     """name of this experiment, part of the folder's name"""
     num_envs: int = 8
@@ -68,9 +68,9 @@ class Args(Experiment):
     prior_std: float = 0.5
     """nu, standard deviation of the prior that the chain starts from"""
     initial_beta_first: float = 0.05
-    """noise level of the last denoising step (k = 1) at the start"""
+    """beta_1 at the start, the smallest: of the last denoising step"""
     initial_beta_last: float = 0.6
-    """noise level of the first denoising step (k = K) at the start; levels in between are spaced linearly"""
+    """beta_K at the start, the largest: of the first denoising step; levels in between are spaced linearly"""
     prediction: Literal["action", "noise"] = "noise"
     """units of the network's output: a prediction of the action, or of the step's noise"""
 
@@ -419,7 +419,7 @@ def train_step(args, env, state, step):
 
 @partial(jax.jit, static_argnames=("args", "env"), donate_argnames="state")
 def train_chunk(args, env, state, step):
-    """`log_frequency` environment steps of all S agents in one XLA program; leaves of `state` are `[S, ..]`.
+    """`log_frequency` environment steps of all S agents in one XLA program. `state`, leaves `[S, ..]`, is donated.
 
     Returns the new state, the episodes `[S, T, N]`, and metrics by tag `[S]`.
     """

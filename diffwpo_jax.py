@@ -27,7 +27,7 @@ from harness import Evaluator, Experiment, Run, cli
 
 
 @dataclass(frozen=True)
-class Args(Experiment):
+class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, eval_frequency, ..
     exp_name: str = "diffwpo_jax"
     """name of this experiment, part of the folder's name"""
     log_frequency: int = Experiment.changeable(1000)
@@ -45,7 +45,7 @@ class Args(Experiment):
     gamma: float = 0.99
     """discount"""
     tau: float = 0.005
-    """Polyak coefficient of the target critics"""
+    """Polyak coefficient of the target networks"""
     policy_lr: float = 3e-4
     """learning rate of the actor (Adam)"""
     q_lr: float = 1e-3
@@ -68,15 +68,15 @@ class Args(Experiment):
     prior_std: float = 1.0
     """nu, standard deviation of the prior that the chain starts from"""
     initial_beta_first: float = 0.05
-    """noise level of the last denoising step (k = 1) at the start"""
+    """beta_1 at the start, the smallest: of the last denoising step"""
     initial_beta_last: float = 0.6
-    """noise level of the first denoising step (k = K) at the start; levels in between are spaced linearly"""
+    """beta_K at the start, the largest: of the first denoising step; levels in between are spaced linearly"""
     prediction: Literal["action", "noise"] = "action"
     """units of the network's output: a prediction of the action, or of the step's noise"""
     precondition: bool = True
     """precondition the actor's gradient: the inverse Fisher information of a Gaussian's mean and standard deviation"""
     kl_bound: float = 0.2
-    """trust region: bound, times A, on KL(Polyak copy || actor) of the kernels, summed over K steps and A dimensions"""
+    """trust region: bound, times A, on KL(actor's target network || actor), summed over K kernels and A dimensions"""
     kl_multiplier: float = 0.3
     """multiplier of the trust region at the start, learned at q_lr; 0: no trust region"""
 
@@ -265,7 +265,7 @@ def entropy_terms(args, agent, key, obs):
     return diffusion.entropy_terms(key, *policy_terms(args, agent, obs), obs.shape[:-1], distributions.tanh_log_det)
 
 
-def log_prob_estimate(args, agent, key, obs, chain, rows=16):
+def log_prob_estimate(args, agent, key, obs, chain, rows=16):  # each row costs M more chains
     """An estimate of log pi of the batch's first rows, `[rows]`; with --entropy-paths 0 its bound l of all, `[B]`."""
     if args.entropy_paths == 0:
         return squash(chain)[1]
@@ -397,7 +397,7 @@ def train_step(args, env, state, step):
 
 @partial(jax.jit, static_argnames=("args", "env"), donate_argnames="state")
 def train_chunk(args, env, state, step):
-    """`log_frequency` environment steps of all S agents in one XLA program; leaves of `state` are `[S, ..]`.
+    """`log_frequency` environment steps of all S agents in one XLA program. `state`, leaves `[S, ..]`, is donated.
 
     Returns the new state, the episodes `[S, T, N]`, and metrics by tag `[S]`.
     """

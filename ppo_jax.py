@@ -26,7 +26,7 @@ from harness import Evaluator, Experiment, Run, cli
 
 
 @dataclass(frozen=True)
-class Args(Experiment):
+class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, eval_frequency, ..
     exp_name: str = "ppo_jax"
     """name of this experiment, part of the folder's name"""
     num_envs: int = 8
@@ -377,7 +377,7 @@ def train_step(args, env, state, step):
 
 @partial(jax.jit, static_argnames=("args", "env"), donate_argnames="state")
 def train_chunk(args, env, state, step):
-    """`log_frequency` environment steps of all S agents in one XLA program; leaves of `state` are `[S, ..]`.
+    """`log_frequency` environment steps of all S agents in one XLA program. `state`, leaves `[S, ..]`, is donated.
 
     Returns the new state, the episodes `[S, T, N]`, and metrics by tag `[S]`.
     """

@@ -26,7 +26,7 @@ from harness import Evaluator, Experiment, Run, cli
 
 
 @dataclass(frozen=True)
-class Args(Experiment):
+class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, eval_frequency, ..
     exp_name: str = "sac_jax"
     """name of this experiment, part of the folder's name"""
     log_frequency: int = Experiment.changeable(1000)
@@ -44,7 +44,7 @@ class Args(Experiment):
     gamma: float = 0.99
     """discount"""
     tau: float = 0.005
-    """Polyak coefficient of the target critics"""
+    """Polyak coefficient of the target networks"""
     policy_lr: float = 3e-4
     """learning rate of the actor (Adam)"""
     q_lr: float = 1e-3
@@ -288,7 +288,7 @@ def train_step(args, env, state, step):
 
 @partial(jax.jit, static_argnames=("args", "env"), donate_argnames="state")
 def train_chunk(args, env, state, step):
-    """`log_frequency` environment steps of all S agents in one XLA program; leaves of `state` are `[S, ..]`.
+    """`log_frequency` environment steps of all S agents in one XLA program. `state`, leaves `[S, ..]`, is donated.
 
     Returns the new state, the episodes `[S, T, N]`, and metrics by tag `[S]`.
     """

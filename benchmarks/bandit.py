@@ -296,8 +296,8 @@ class Settings:
     """of everything; the first is the picture's"""
     results: Path = field(default=Path(__file__).parent / "bandit.csv")
     """the CSV, written anew after every training"""
-    figure: Path = field(default=Path(__file__).parent / "figures" / "bandit.png")
-    """the picture"""
+    figure: Path | None = None
+    """the picture; by default in the folder `figures` beside the CSV, under its name"""
 
 
 def position(row: dict[str, Any]) -> tuple[int, int, int, int]:
@@ -309,6 +309,7 @@ def position(row: dict[str, Any]) -> tuple[int, int, int, int]:
 def main(settings: Settings) -> list[dict[str, Any]]:
     """Trains, measures and writes all that `settings` asks for. Returns the rows of the CSV."""
     rows, samples, here = [], {}, facts()
+    figure = settings.figure or settings.results.parent / "figures" / f"{settings.results.stem}.png"
     jobs = [("sac", 0)] * ("sac" in settings.algorithms)
     jobs += [(name, k) for k in settings.steps for name in settings.algorithms if name != "sac"]
     for name, num_steps in jobs:
@@ -329,7 +330,7 @@ def main(settings: Settings) -> list[dict[str, Any]]:
         rows.sort(key=position)
         settings.results.parent.mkdir(parents=True, exist_ok=True)
         write_csv(settings.results, rows[0], rows)
-        picture(settings.figure, {title(name, settings.steps[0]): samples[name] for name in samples})
+        picture(figure, {title(name, settings.steps[0]): samples[name] for name in samples})
     print(bandit_table(settings.results))
     return rows
 

@@ -1,9 +1,9 @@
 """The committed results (benchmarks/results/*.csv): reading them, scores, statistics.
 
-The score of a run. `deterministic` and `stochastic`: the mean of its last ten evaluations (the last three where there
-are fewer than twenty). `training`: the mean return of the last 100 training episodes at the last evaluation. `entropy`:
-that of the stochastic policy in nats, the mean of the same last evaluations; NaN for runs that did not record it.
-Algorithms are compared at equal steps: the largest step that all runs of a family on an environment have reached.
+The score of a run. `deterministic` and `stochastic`: the mean of its last evaluations (`harness.record.run_score`).
+`training`: the mean return of the last 100 training episodes at the last evaluation. `entropy`: that of the stochastic
+policy in nats, the mean of the same last evaluations; NaN for runs that did not record it. Algorithms are compared at
+equal steps: the largest step that all of the runs that are compared have reached on an environment.
 Nothing is extrapolated.
 """
 
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from scipy import stats
+
+from harness.record import run_score
 
 POLICIES = ("deterministic", "stochastic", "training")
 CONSTANTS = (
@@ -94,7 +96,7 @@ class Curve:
         values = self.measured[metric]
         if metric == "training":
             return float(values[-1])
-        return float(values[-(10 if len(values) >= 20 else 3) :].mean())
+        return run_score(values)
 
     def maximum(self, policy: str) -> float:
         return float(np.nanmax(self.measured[policy]))

@@ -148,7 +148,7 @@ def family_table(results: Results, family: str) -> str:
     header = ["Environment", "steps", "seeds", *map(label, names), *titles]
     below = f"{MEANING[family]}; ratios of these means."
     if any("(" in cell for row in rows for cell in row[3 : 3 + len(names)]):
-        below += f" In brackets the entropy {ENTROPY}."
+        below += f" In brackets the entropy {ENTROPY}; without: not recorded."
     return markdown(header, rows, below=below)
 
 
@@ -384,7 +384,10 @@ def bandit_table(path: Path) -> str:
     short = [{**row, "commit": row["commit"][:7] + row["commit"][40:]} for row in rows]  # [40:]: " with changes"
     columns = ("updates", "seed", "commit", "device", "versions")
     each = {column: ", ".join(sorted({row[column] for row in short})) for column in columns}
-    below = "{updates} updates; seeds {seed}, means and the least worst region; commit {commit}; {device}; {versions}."
+    below = (
+        "{updates} updates; seeds {seed}, means and the least worst region; bold: the best of a bandit (not of ESS, the"
+        " effective sample size, which is large within one mode, too); commit {commit}; {device}; {versions}."
+    )
     return markdown(header, cells, below=below.format(**each))
 
 

@@ -7,8 +7,7 @@ Each step k = K, K-1, .., 1 has a noise level beta_k in (0, 1), learned, one per
     denoising (the policy)      q(a^{k-1} | a^k, s) = N( sqrt(1 - beta_k) a^k + c_k nu f(a^k, s, k),  beta_k nu^2 I )
     noising (the reference)    pi(a^k | a^{k-1})    = N( sqrt(1 - beta_k) a^{k-1},                    beta_k nu^2 I )
 
-Both are the exact variance-preserving kernels (no Euler step) and share beta. f is the network's output, the drift. The
-factor c_k sets the units of f:
+Both are the exact variance-preserving kernels, no Euler step. c_k sets the units of the network's output f, the drift:
 
     prediction="action"   c_k = sqrt(abar_{k-1}) beta_k / (1 - abar_k), with abar_k = prod_{i<=k} (1 - beta_i): then
                           nu f + sqrt(abar_k) a^k predicts a^0 and the mean is DDPM's posterior mean
@@ -18,9 +17,9 @@ With f = 0 the chain is stationary at N(0, nu^2 I). The chain log-likelihood
 
     l = log p(a^K) + sum_k rho_k,     rho_k = log q(a^{k-1} | a^k, s) - log pi(a^k | a^{k-1})
 
-takes the place of log pi(a | s) in a maximum-entropy algorithm: E[l] >= E[log pi(a | s)], so -E[l] bounds the entropy
-from below (arXiv 2512.02019; the data-processing inequality). The chain lives in an unbounded latent space and knows no
-tanh: the algorithm subtracts the log-determinant of its squashing.
+takes the place of the action's log-density in a maximum-entropy algorithm (it is a log-ratio of paths, no density):
+E[l] >= E[log q(a^0 | s)], so -E[l] bounds the entropy from below (arXiv 2512.02019; the data-processing inequality).
+The chain knows no tanh: the algorithm subtracts the log-determinant of its squashing.
 
 Names: `noising` and `denoising`, never forward and backward. Latents are indexed by noise level; arrays over levels
 put level 0 first. Shapes: B batch (any leading axes), A action dimensions, K denoising steps.
@@ -118,6 +117,8 @@ def drift_coefficient(schedule: NoiseSchedule) -> jax.Array:
     log_beta = jax.nn.log_sigmoid(schedule.logits)
     if schedule.prediction == "noise":
         return jnp.exp(0.5 * log_beta)
+    if schedule.prediction not in PREDICTIONS:
+        raise ValueError(f"prediction {schedule.prediction!r} is none of {', '.join(PREDICTIONS)}")
     log_abar = jnp.cumsum(jax.nn.log_sigmoid(-schedule.logits), axis=0)
     log_abar_before = jnp.concatenate([jnp.zeros_like(log_abar[:1]), log_abar[:-1]])
     return jnp.exp(0.5 * log_abar_before + log_beta) / -jnp.expm1(log_abar)
@@ -216,10 +217,9 @@ def chain_log_likelihood(chain: DenoisingChain) -> jax.Array:
 
 
 def path_kl_per_dimension(num_denoising_steps: int, prior_std: float, entropy: float) -> float:
-    """Smallest gap E[l] - E[log pi] of a chain whose a^0 is a Gaussian of so much entropy; both in nats per dimension.
+    """Smallest gap E[l] - E[log q(a^0)] of a chain whose a^0 is a Gaussian of this entropy; both in nats per dimension.
 
-    K/2 (r - 1 - log r) with r = (nu^2 / s^2)^(1/K), s the Gaussian's deviation: zero at s = nu, less the
-    larger K is. log r is cut at 80.
+    K/2 (r - 1 - log r), r = (nu^2 / s^2)^(1/K), s the Gaussian's deviation: less the larger K is. log r is cut at 80.
     """
     log_std = entropy - 0.5 * math.log(2.0 * math.pi * math.e)
     log_r = min(2.0 * (math.log(prior_std) - log_std) / num_denoising_steps, 80.0)  # finite in float32

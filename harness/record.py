@@ -1,6 +1,7 @@
 """What a run has come to: kept with every checkpoint, summed up at the end."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,12 +61,12 @@ class Record:
         return values
 
     def returns(self, agent: int) -> dict[str, float | None]:
-        """Of one seed, by policy, the last evaluation and the mean of the last ten."""
+        """Of one seed, by policy, the last evaluation and the score."""
         returns = {}
         for policy in POLICIES:
             values = [e[policy][agent] for e in self.evaluations if e[policy][agent] is not None]
             returns[f"{policy}_last"] = values[-1] if values else None
-            returns[f"{policy}_mean_of_last_10"] = float(np.mean(values[-10:])) if values else None
+            returns[f"{policy}_score"] = run_score(values) if values else None
         return returns
 
     @property
@@ -88,6 +89,11 @@ class Record:
             "parameters": num_parameters(agents),
             "peak_memory_bytes": provenance.peak_memory(),
         }
+
+
+def run_score(evaluations: Sequence[float]) -> float:
+    """Of a run: the mean of its last ten evaluations, of the last three where there are fewer than twenty."""
+    return float(np.mean(evaluations[-(10 if len(evaluations) >= 20 else 3) :]))
 
 
 def train_states(agents: Any) -> list[TrainState]:

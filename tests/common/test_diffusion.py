@@ -173,6 +173,12 @@ def test_deterministic_chain_follows_the_means():
     np.testing.assert_allclose(result, np.full((3, 1), latent), rtol=1e-6)
 
 
+def test_an_unknown_prediction_is_refused():
+    schedule = diffusion.NoiseSchedule(jnp.zeros((2, 1)), prediction="velocity")
+    with pytest.raises(ValueError, match="prediction 'velocity' is none of action, noise"):
+        diffusion.drift_coefficient(schedule)
+
+
 @partial(jax.jit, static_argnames="prediction")
 def kernels_and_gradients(logits, latents, prediction):
     """Means and stds of the kernels, densities and the chain of means, and their Jacobians in the logits."""

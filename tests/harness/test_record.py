@@ -49,16 +49,16 @@ def test_it_comes_back_from_json():
 def test_a_stopped_seed_keeps_the_evaluations_before_it():
     record = Record()
     assert record.returns(0) == {
-        f"{policy}_{what}": None for policy in ("stochastic", "deterministic") for what in ("last", "mean_of_last_10")
+        f"{policy}_{what}": None for policy in ("stochastic", "deterministic") for what in ("last", "score")
     }
     for i in range(12):
         if i == 5:
             record.stopped[1] = {"step": 30}
         record.add_evaluation(results(float(i)))
     assert record.returns(0)["stochastic_last"] == 11.0 and record.returns(2)["deterministic_last"] == -13.0
-    assert record.returns(0)["stochastic_mean_of_last_10"] == np.mean(np.arange(2, 12))
+    assert record.returns(0)["stochastic_score"] == 10.0  # of 9, 10 and 11
     assert record.returns(1)["stochastic_last"] == 5.0
-    assert record.returns(1)["deterministic_mean_of_last_10"] == -np.mean(np.arange(5) + 1)
+    assert record.returns(1)["deterministic_score"] == -4.0  # of values one lower, 3, 4 and 5
     assert record.running(ARGS) == [0, 2]
 
 

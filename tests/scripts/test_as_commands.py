@@ -94,7 +94,7 @@ def test_run_folder_says_all_about_the_run(trained):
     for policy in POLICIES:
         returns = [value for _, value in values(folder, f"eval/episodic_return_{policy}")]
         assert summary["episodic_return"]["1"][f"{policy}_last"] == returns[-1]
-        assert summary["episodic_return"]["1"][f"{policy}_mean_of_last_10"] == pytest.approx(np.mean(returns))
+        assert summary["episodic_return"]["1"][f"{policy}_score"] == pytest.approx(np.mean(returns))
     assert summary["parameters"] > 0 and summary["steps_per_second"] > 0 and summary["peak_memory_bytes"] > 1e6
 
 
