@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks import speed
 from benchmarks.rounds import ROOT
+from envs import UserError
 from harness import RunFolder, provenance
 
 
@@ -48,8 +49,10 @@ def run(command: list[str], runs_folder: str, seconds: float) -> Path:
 
 
 def row(folder: RunFolder) -> speed.Row:
-    """Quantity, value, how it was measured."""
+    """Quantity, value, how it was measured. Raises UserError: no run, or one that has not ended or not learned."""
     args, summary = folder.arguments(folder.script().Args), folder.summary()
+    if summary.get("steps_per_second") is None:
+        raise UserError(f"{str(folder.path)!r} has no speed: it has not ended, or never learned")
     envs = f", {args.num_envs} environments" if args.num_envs > 1 else ""
     what = f"{args.exp_name}.py, {args.env_id}{envs}, {args.num_seeds} seed{'s' if args.num_seeds > 1 else ''}"
     value = (
@@ -77,7 +80,11 @@ def main() -> int:
             speed.save(ROOT / "benchmarks" / "speed.csv", [saved])
 
     for folder in options.of or []:
-        tell(row(RunFolder(folder)))
+        try:
+            tell(row(RunFolder(folder)))
+        except UserError as error:
+            failed = True
+            print(f"error: {error}", file=sys.stderr)
     for command in [] if options.of else commands(options.small):
         with tempfile.TemporaryDirectory() as place:
             try:

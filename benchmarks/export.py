@@ -13,7 +13,8 @@ One row per seed and evaluation. Columns:
     entropy                of the stochastic policy, nats: eval/entropy; empty where it was not recorded
     commit, dirty          git commit of the code, and whether tracked files were changed
     python, jax, flax, mujoco, gymnasium, device, threads
-    wall_time              seconds of training and evaluation so far, without compilation, checkpoints, interruptions
+    wall_time              seconds of training (without compilation) and evaluation (with that of the first one after
+                           a start), without checkpoints and interruptions
     steps_per_second       over the whole run while learning, without compilation and evaluation
     arguments              every argument that differs from the script's default and is not named by a column
 
@@ -28,13 +29,16 @@ import fcntl
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from envs import UserError, one_line
 from harness import Experiment, RunFolder
+from harness.cli import one_line_errors
 from harness.experiment import flag, rules
 from harness.scripts import import_script
 
@@ -86,6 +90,11 @@ def arguments(script: str, values: dict[str, Any]) -> str:
         else:
             words.append(f"{flag(name)} {_text(value)}")
     return " ".join(words)
+
+
+def settings_of(words: str) -> str:
+    """Of the `arguments` of a run all but its length and its evaluations."""
+    return re.sub(r"--(total-timesteps|eval-frequency|eval-episodes) [0-9]+ ?", "", words).strip()
 
 
 def _text(value: Any) -> str:
@@ -158,7 +167,7 @@ def _rows(learning_starts: int, scalars: list[tuple]) -> list[dict[str, Any]]:
                 "seed": seed,
                 "global_step": step,
                 "stochastic_return": f"{value:.3f}",
-                "training_return": f"{_mean(episodes[-TRAINING_EPISODES:]):.3f}" if episodes else "",
+                "training_return": f"{fmean(episodes[-TRAINING_EPISODES:]):.3f}" if episodes else "",
                 "entropy": "",
                 "wall_time": f"{seconds:.1f}",
             }
@@ -168,10 +177,6 @@ def _rows(learning_starts: int, scalars: list[tuple]) -> list[dict[str, Any]]:
             evaluations[step]["entropy"] = f"{value:.3f}"
     rate = f"{learning_steps / learning_seconds:.1f}" if learning_seconds else ""
     return [{**row, "steps_per_second": rate} for row in evaluations.values() if "deterministic_return" in row]
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 # -------------------------------------------------------------------------------------------------------------- files
@@ -193,7 +198,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def merge(rows: list[dict[str, str]], results: Path) -> Path:
     """Writes one run's rows into its file in place of what the file has of the same seeds; returns the file.
 
-    Raises UserError where the file has more steps of a seed: a trial does not take the place of a result.
+    Raises UserError where the file has more steps of a seed, or runs with other settings: a trial does not take the
+    place of a result, nor stand beside it under its name.
     """
     path = results / file_name(rows[0]["exp_name"], rows[0]["env_id"])
     with alone(results):
@@ -205,12 +211,18 @@ def merge(rows: list[dict[str, str]], results: Path) -> Path:
 def others(old: list[dict], new: list[dict], path: Path) -> list[dict]:
     """The rows of `old` that are of other runs (exp_name and seed) than those of `new`, whose last rows are their ends.
 
-    Raises UserError where `old`, read from `path`, has more steps of a run.
+    Raises UserError where `old`, read from `path`, has more steps of a run, or that exp_name with other settings.
     """
+    settings = {row["exp_name"]: settings_of(row["arguments"]) for row in new}
     steps = {(row["exp_name"], row["seed"]): int(row["global_step"]) for row in new}
     kept = []
     for row in old:
         run = row["exp_name"], row["seed"]
+        if row["exp_name"] in settings and (its := settings_of(row["arguments"])) != settings[row["exp_name"]]:
+            raise UserError(
+                f"{path} has runs of {row['exp_name']} with {its or 'the defaults'}, these have"
+                f" {settings[row['exp_name']] or 'the defaults'}: give them another --exp-name, or --results FOLDER"
+            )
         if run not in steps:
             kept.append(row)
         elif int(row["global_step"]) > steps[run]:
@@ -282,11 +294,8 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the results as entries of suite `committed`")
     options = parser.parse_args()
     if options.list:
-        try:
+        with one_line_errors():
             print("\n".join(suite_entries(options.results)))
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
         return 0
     if not options.runs:
         parser.error("name at least one run folder, or --list")

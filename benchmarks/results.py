@@ -139,11 +139,15 @@ def curve_of(seed: int, rows: list[dict]) -> Curve:
 def at_equal_steps(
     results: Results, names: tuple[str, ...], env_id: str, most: float = np.inf
 ) -> tuple[int, dict[str, list[Curve]]]:
-    """The curves of those of `names` that ran on the environment, cut where the shortest of them ends, or at `most`."""
+    """The curves of those of `names` that ran on the environment, cut where the shortest of them ends, or at `most`.
+
+    Those whose first evaluation is later are left out.
+    """
     present = {name: results[name][env_id] for name in names if env_id in results.get(name, {})}
     ends = [int(curve.steps[-1]) for curves in present.values() for curve in curves]
     limit = int(min([*ends, most])) if ends else 0
-    return limit, {name: [curve.until(limit) for curve in curves] for name, curves in present.items()}
+    begun = {name: [curve for curve in curves if curve.steps[0] <= limit] for name, curves in present.items()}
+    return limit, {name: [curve.until(limit) for curve in curves] for name, curves in begun.items() if curves}
 
 
 def ablations(results: Results, prefix: str) -> dict[str, tuple[int, dict[int, list[Curve]]]]:
@@ -160,7 +164,7 @@ def ablations(results: Results, prefix: str) -> dict[str, tuple[int, dict[int, l
         if default and {curve.columns["commit"] for curve in default} <= commits:
             names.setdefault(8, f"{prefix}_jax")
         limit, curves = at_equal_steps(results, tuple(names.values()), env_id)
-        found[env_id] = limit, {k: curves[names[k]] for k in sorted(names)}
+        found[env_id] = limit, {k: curves[names[k]] for k in sorted(names) if names[k] in curves}
     return found
 
 

@@ -229,7 +229,7 @@ ROWS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
 def facts(threads: int | None = None) -> dict[str, str]:
     """Commit, device and versions of a measurement. `threads`: those that JAX was told to use, if it was."""
     commit, changed = provenance.commit_and_changes()
-    model = provenance.cpu_model()
+    model = provenance.device().removeprefix("cpu ")
     packages = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "mujoco", "gymnasium")]
     return {
         "commit": (commit or "unknown") + (" with changes" if changed else ""),
@@ -259,6 +259,7 @@ def main() -> int:
     parser.add_argument("--save", action="store_true", help="write the rows into benchmarks/speed.csv as well")
     options = parser.parse_args()
     os.environ["NPROC"] = str(options.threads)  # read by jax when its backend starts, here and in the processes
+    jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))  # as the processes of benchmarks.rounds
     here = facts(options.threads)
     rows = []
     for name in options.rows:

@@ -46,14 +46,14 @@ def look(job: Job, runs: Path) -> Stand:
     """How a job stands in a folder of runs."""
     folder, log = runs / job.name, runs / "logs" / f"{job.name}.log"
     stand = Stand(job, Work(job.name, tuple(job.command(runs)), log), folder, "waiting")
-    run = RunFolder(folder)
+    run, running = RunFolder(folder), held(folder)  # first: what ends in between has its summary by then
     try:
         status = run.status()
     except UserError:  # not begun, or killed before it had arguments
         status = "unfinished"
     rows = run.scalars(TAIL)
     step = max((row[0] for row in rows), default=0)
-    if held(folder):
+    if running:
         speeds = [row[4] for row in rows if row[3] == "charts/SPS"]
         return replace(stand, state="running", step=step, speed=speeds[-1] if speeds else None)
     if status == "finished":

@@ -16,7 +16,6 @@ from benchmarks.export import script_args
 from envs import UserError, one_line
 from harness import Experiment, cli
 from harness.experiment import rules
-from harness.folder import prefix
 
 SUITES = Path(__file__).with_name("suites.toml")
 KEYS = {"name": str, "script": str, "flags": str, "envs": list, "seeds": list, "steps": int}
@@ -58,7 +57,7 @@ class Job:
             if rules(field).get("computes", True)
         }
         text = json.dumps([Path(self.script).stem, values], sort_keys=True)
-        return f"{prefix(self.args)}{self.suite.replace('/', '-')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return f"{self.args.prefix}{self.suite.replace('/', '-')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def command(self, runs: Path) -> list[str]:
         """The command after the interpreter. It begins the run in `runs`, or goes on with it."""
@@ -80,16 +79,21 @@ def read_suites(path: Path = SUITES) -> tuple[dict[str, Any], dict[str, Any]]:
     return suites, {engine: suites.pop(engine, {}) for engine in ENGINES}
 
 
-def entries(suites: dict[str, Any], suite: str) -> list[dict[str, Any]]:
+def entries(suites: dict[str, Any], suite: str, included_by: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """The runs of a suite, after those of the suites that it includes, each with its `suite` and all of KEYS.
 
     An entry with `settings` is one for each of them. Raises UserError.
     """
     if suite not in suites:
         raise UserError(f"no suite {suite!r}; there are {', '.join(suites)}")
+    if suite in included_by:
+        raise UserError(f"suite {suite!r} includes itself: {' > '.join((*included_by, suite))}")
     shared = {"flags": "", "settings": {"": ""}, **suites[suite]}
-    found = [entry for other in shared.pop("include", []) for entry in entries(suites, other)]
-    for own in shared.pop("runs", []):
+    include, runs = shared.pop("include", []), shared.pop("runs", [])
+    if not isinstance(include, list) or not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+        raise UserError(f"suite {suite!r} must have a list of tables as runs, and of names as include")
+    found = [entry for other in include for entry in entries(suites, other, (*included_by, suite))]
+    for own in runs:
         entry = {**shared, **own}
         settings = entry.pop("settings")
         check(entry, settings, suite)
@@ -131,7 +135,7 @@ def jobs_of(suites: dict[str, Any], suite: str, vmap: bool = False, steps: int |
             for first, count in blocks:
                 own = dataclasses.replace(args, env_id=env_id, seed=first, num_seeds=count)
                 jobs.append(Job(entry["suite"], entry["script"], entry["flags"], own))
-    twice = [name for name, count in Counter(prefix(job.args) for job in jobs).items() if count > 1]
+    twice = [name for name, count in Counter(job.args.prefix for job in jobs).items() if count > 1]
     if twice:
         raise UserError(f"suite {suite!r} names a run twice: {twice[0]}")
     return jobs

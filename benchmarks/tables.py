@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.export import settings_of
 from benchmarks.results import (
     ALGORITHMS,
     FAMILIES,
@@ -80,10 +81,9 @@ def common_seeds(curves: dict[str, list[Curve]]) -> str:
     return "; ".join(parts + [f"others {most}"] * (count > 1))
 
 
-def settings_of(arguments: str) -> str:
+def settings_text(arguments: str) -> str:
     """A run's arguments without its length and its evaluations, which have columns of their own or none."""
-    flags = re.sub(r"--(total-timesteps|eval-frequency|eval-episodes) [0-9]+ ?", "", arguments).strip()
-    return f"`{flags}`" if flags else "defaults"
+    return f"`{settings}`" if (settings := settings_of(arguments)) else "defaults"
 
 
 def estimate(value: float, low: float, high: float) -> str:
@@ -164,14 +164,13 @@ def verdicts(results: Results) -> str:
     """A sentence for each of RATIOS and MEASURES: ratios of the mean scores, and what the interval over all says."""
     lines = []
     for family, compared in RATIOS.items():
-        every = [name for name in FAMILIES[family] if name in results]
         policies = [policy for policy in FAMILY_POLICIES[family] if policy in MEASURES]
         for (name, base), policy in itertools.product(compared, policies):
             ratios, counts = {}, set()
             for env_id in environments(results, (name,)):
-                _, curves = at_equal_steps(results, tuple(every), env_id)
+                _, curves = at_equal_steps(results, (base, name), env_id)
                 own, of_base = (scores(curves.get(one, []), policy) for one in (name, base))
-                if len(own) and len(of_base) and of_base.mean() > 0:
+                if len(own) and len(of_base) and of_base.min() > 0:
                     ratios[env_id] = f"{own.mean() / of_base.mean():.2f} on {env_id}"
                     counts |= {len(own), len(of_base)}
             if ratios:
@@ -243,7 +242,7 @@ def search_table(results: Results) -> str:
             (curve.columns["env_id"], curve.seed): f"{score([curve], 'training')} ({score([curve], 'deterministic')})"
             for curve in curves[name]
         }
-        arguments = settings_of(first["arguments"])
+        arguments = settings_text(first["arguments"])
         rows.append([label(first["script"]), arguments, steps, *(cells.get(run, "-") for run in runs)])
     header = ["Algorithm", "arguments", "steps", *(f"{env_id}, seed {seed}" for env_id, seed in runs)]
     return markdown(header, rows)
@@ -283,6 +282,8 @@ def reference_table(results: Results, reference: list[dict]) -> str:
             if stem(env_id) != stem(row["env_id"]):
                 continue
             limit, curves = at_equal_steps(results, names, env_id, int(row["steps"]))
+            if not curves:  # their first evaluation is later
+                continue
             ours = "; ".join(f"{label(name)} {score(of_name, row['metric'])}" for name, of_name in curves.items())
             value = row["mean"] + (f" ± {row['std_over_seeds']}" if row["std_over_seeds"] else "")
             seeds = f", {row['seeds']} seeds" if row["seeds"] else ""
@@ -302,7 +303,8 @@ def cost_table(results: Results) -> str:
         for env_id in environments(results, (name,)):
             limit, curves = at_equal_steps(results, (name,), env_id)
             hours = float(np.median([curve.wall_time[-1] for curve in curves[name]])) / 3600
-            pace = [f"{hours:.{2 if hours >= 0.1 else 3}f}", f"{2 / hours:.1f}", number(speed(curves[name]))]
+            per_hour = f"{2 / hours:.1f}" if hours else "-"
+            pace = [f"{hours:.{2 if hours >= 0.1 else 3}f}", per_hour, number(speed(curves[name]))]
             places = {f"{x.columns['device']}, {x.columns['threads']} threads" for x in curves[name]}
             device = "; ".join(sorted(places)).replace("1 threads", "1 thread")
             rows.append([label(name), env_id, thousands(limit), *pace, device])
@@ -402,7 +404,7 @@ def turning_table(path: Path) -> str:
         left, middle, right = (np.array([float(row[side]) for row in rows]) for side in ("left", "middle", "right"))
         with np.errstate(invalid="ignore"):  # without any side, no share of it
             one_sided = np.sum(np.maximum(left, right) / (left + right) >= 0.95)
-        run = [label(rows[0]["script"]), settings_of(arguments), thousands(int(rows[0]["global_step"])), str(seed)]
+        run = [label(rows[0]["script"]), settings_text(arguments), thousands(int(rows[0]["global_step"])), str(seed)]
         shares = [f"{np.nanmin([left, right]):.2f}", f"{np.nanmax(middle):.2f}", f"{one_sided} of {len(rows)}"]
         commits = " ".join(sorted({row["commit"][:7] for row in rows}))
         cells.append([*run, f"{float(rows[0]['return']):.1f}", *shares, commits])
@@ -419,7 +421,7 @@ def hidden_table(results: Results) -> str:
     rows = []
     for (*_, arguments, steps), curves in sorted(groups.items()):
         shares = scores(curves, "stochastic")
-        run = [label(curves[0].columns["script"]), settings_of(arguments), thousands(steps)]
+        run = [label(curves[0].columns["script"]), settings_text(arguments), thousands(steps)]
         each = ", ".join(f"{curve.seed}: {share:.2f}" for curve, share in zip(curves, shares, strict=True))
         commits = " ".join(sorted({curve.columns["commit"][:7] for curve in curves}))
         rows.append([*run, each, f"{shares.mean():.2f}", number(scores(curves, "entropy").mean()), commits])

@@ -17,6 +17,7 @@ and right equally often at every heading. The return does not tell a policy that
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -139,24 +140,25 @@ def main() -> int:
     parser.add_argument("--episodes", type=int, default=100, help="episodes per seed")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "turning.csv", help="the CSV")
     arguments = parser.parse_args()
-    results = arguments.results
-    try:
-        measured = [row for run in arguments.runs for row in measure(run, arguments.episodes)]
-        with export.alone(results.parent):
-            rows = export.others(read_rows(results), measured, results) + measured
-            rows.sort(key=lambda row: (row["exp_name"], int(row["seed"]), int(row["heading"])))
-            export.write_csv(results, measured[0], rows)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    new = {(row["exp_name"], row["seed"]) for row in measured}
-    for exp_name, seed in sorted(new):
-        of = [row for row in rows if (row["exp_name"], row["seed"]) == (exp_name, seed)]
-        side = min(min(float(row["left"]), float(row["right"])) for row in of)
-        middle = max(float(row["middle"]) for row in of)
-        score = float(of[0]["return"])
-        print(f"{exp_name} seed {seed}: return {score:.4f}, smallest side {side:.3f}, largest middle {middle:.3f}")
-    return 0
+    refused = 0
+    for run in arguments.runs:
+        try:
+            measured = measure(run, arguments.episodes)
+            with export.alone(arguments.results.parent):
+                rows = export.others(read_rows(arguments.results), measured, arguments.results) + measured
+                rows.sort(key=lambda row: (row["exp_name"], int(row["seed"]), int(row["heading"])))
+                export.write_csv(arguments.results, measured[0], rows)
+        except UserError as error:
+            refused += 1
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        for seed, of_seed in itertools.groupby(measured, key=lambda row: row["seed"]):
+            of = list(of_seed)
+            side = min(min(float(row["left"]), float(row["right"])) for row in of)
+            middle = max(float(row["middle"]) for row in of)
+            found = f"return {float(of[0]['return']):.4f}, smallest side {side:.3f}, largest middle {middle:.3f}"
+            print(f"{of[0]['exp_name']} seed {seed}: {found}")
+    return 2 if refused else 0
 
 
 if __name__ == "__main__":

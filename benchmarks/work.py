@@ -76,8 +76,9 @@ class Process:
     def wait(self) -> int:
         """Waits for the end. Returns the exit status."""
         status = 127 if self._process is None else self._process.wait()
-        self._say(f"+ exit status {status}")
-        self._log.close()
+        with contextlib.suppress(OSError):  # a full disk: the log will say nothing of the end, which is a failure
+            self._say(f"+ exit status {status}")
+            self._log.close()
         return status
 
     def send(self, number: int) -> None:

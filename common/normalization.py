@@ -27,7 +27,7 @@ def init(shape: tuple[int, ...]) -> RunningStats:
 def update(stats: RunningStats, rows: jax.Array) -> RunningStats:
     """The statistics with the rows `[N, ..]` added (Chan et al. 1979, the pairwise update of mean and variance).
 
-    Written as increments, so that float32 loses nothing when `count` is large.
+    Written as increments: no difference of large sums. In float32 `count` stands still where N is below 2^-24 of it.
     """
     count = stats.count + rows.shape[0]
     weight = rows.shape[0] / count

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import ctypes
 import importlib
+import json
 import os
 import random
 import sys
@@ -90,7 +91,7 @@ class Replayable(gym.Wrapper):
         self.reward_sum, self.obs = 0.0, np.zeros(0)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        self.begin = {"seed": seed} if seed is not None else {"generator": self._generator().bit_generator.state}
+        self.begin = {"seed": seed} if seed is not None else {"generator": self._generator_state()}
         self.actions, self.reward_sum = [], 0.0
         self.obs = np.array(self.env.reset(seed=seed, options=options)[0])
         return np.array(self.obs), {}
@@ -120,8 +121,10 @@ class Replayable(gym.Wrapper):
         actions = np.frombuffer(base64.b64decode(saved["actions"]), np.float32).reshape(-1, *self.action_space.shape)
         try:
             if "generator" in saved["begin"]:
+                if saved["begin"]["generator"] is None:
+                    return "its random numbers cannot be saved"
                 self.reset(seed=0)  # some environments make their generator here
-                self._generator().bit_generator.state = saved["begin"]["generator"]
+                self.env.unwrapped.np_random.bit_generator.state = saved["begin"]["generator"]
             self.reset(seed=saved["begin"].get("seed"))
             for action in actions:
                 self.step(action)
@@ -133,8 +136,14 @@ class Replayable(gym.Wrapper):
         """The episode's last observation and the sum of its rewards, bit by bit."""
         return [base64.b64encode(np.asarray(x).tobytes()).decode() for x in (self.obs, self.reward_sum)]
 
-    def _generator(self) -> np.random.Generator:
-        return self.env.unwrapped.np_random
+    def _generator_state(self) -> dict[str, Any] | None:
+        """Of the environment's random numbers; None where it has others than Gymnasium's, or no JSON can hold it."""
+        try:
+            state = self.env.unwrapped.np_random.bit_generator.state
+            json.dumps(state)
+        except (AttributeError, TypeError):
+            return None
+        return state
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ def load_agent(
     module = folder.script()
     args = folder.arguments(module.Args)
     env = make_env(args.env_id, 1, 1, args.env_kwargs)
+    env.close()  # its spaces are needed
     agents = read_agents(folder, module, args, env)
     if seed is not None and seed not in args.seeds:
         raise UserError(f"{str(run)!r} has the seeds {args.seeds[0]} to {args.seeds[-1]}, not {seed}")

@@ -122,7 +122,7 @@ def as_tyro_has_them(Args: type[Experiment], words: list[str]) -> list[str]:
         if types.get(before) is bool and part.lower() in ("true", "1", "false", "0"):
             if part.lower() in ("false", "0"):
                 out[-1] = "--no-" + before.removeprefix("--")
-        elif types.get(before) is int and re.fullmatch(r"[0-9.]+[eE][+]?[0-9]+", part) and float(part).is_integer():
+        elif types.get(before) is int and re.fullmatch(r"\d*\.?\d+[eE]\+?\d+", part) and float(part).is_integer():
             out.append(str(int(float(part))))
         else:
             out.append(part)

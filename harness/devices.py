@@ -59,6 +59,7 @@ def keep_compiled(env: Environment) -> None:
             cpu = re.search(r"flags\s*: .+", Path("/proc/cpuinfo").read_text()).group()
         except (OSError, AttributeError):  # not Linux
             cpu = platform.processor()
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
         kind = hashlib.sha256(cpu.encode()).hexdigest()[:8]
-        jax.config.update("jax_compilation_cache_dir", str(home / "diffusion-maxent-rl" / kind))
+        if home.parts[0] != "~":  # as in a container whose user has no home
+            jax.config.update("jax_compilation_cache_dir", str(home / "diffusion-maxent-rl" / kind))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs import Environment, make_env
+from envs.gymnasium_make import global_generators_kept
 from harness.clock import jit_for_few_calls
 from harness.experiment import Experiment
 
@@ -21,7 +22,7 @@ class Evaluator:
     """Runs `eval_episodes` episodes per agent side by side, the same start states at every call. A context manager.
 
     Nothing is carried from one call to the next: environments are seeded anew, keys follow from the agent's seed and
-    the step. So evaluation never changes training.
+    the step, and what environments draw from global generators is put back. So evaluation never changes training.
 
     Args:
       sample_action: (args, agent, key, obs `[N, O]`) -> (action `[N, A]`, ..), the stochastic policy.
@@ -50,7 +51,8 @@ class Evaluator:
 
         Leaves of `agents` are `[S, ..]`.
         """
-        return {policy: self.episodes(policy, agents, step) for policy in POLICIES}
+        with global_generators_kept():
+            return {policy: self.episodes(policy, agents, step) for policy in POLICIES}
 
     def episodes(self, policy: str, agents: Any, step: int) -> dict[str, Any]:
         """The episodes of one policy (see `__call__`)."""

@@ -70,7 +70,7 @@ class Experiment:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), rules(field).get("at_least")
-            if hints[field.name] in (int, float) and not math.isfinite(value):
+            if hints[field.name] in (int, float) and not -math.inf < value < math.inf:
                 raise UserError(f"{flag(field.name)} must be finite, not {value}")
             if least is not None and value < least:
                 what = {0: "must not be negative", 1: "must be positive"}.get(least, f"must be at least {least}")
@@ -134,6 +134,11 @@ class Experiment:
     def seed_range(self) -> str:
         """`1`, or `1-8`"""
         return f"{self.seed}" if self.num_seeds == 1 else f"{self.seed}-{self.seeds[-1]}"
+
+    @property
+    def prefix(self) -> str:
+        """How the name of a run's folder begins: all but the time."""
+        return f"{self.env_id}__{self.exp_name}__{self.seed_range}__".replace("/", "-").replace(":", "-")
 
 
 def flag(name: str) -> str:

@@ -28,7 +28,7 @@ import numpy as np
 from envs import UserError, one_line
 from harness import provenance
 from harness.experiment import Experiment
-from harness.scripts import NoScript, import_script, script_of
+from harness.scripts import import_script, script_of
 
 LAYOUT = 2  # the form of a run folder; raised when older folders can no longer be read
 
@@ -83,9 +83,10 @@ class RunFolder:
 
     def script(self) -> Any:
         """The module of the script that made the run. Raises UserError."""
+        name = self.stored_args()["script"]
         try:
-            return import_script(self.stored_args()["script"])
-        except NoScript as error:
+            return import_script(name)
+        except UserError as error:
             raise UserError(f"{str(self.path / 'args.json')!r} is not the args.json of a run: {error}") from None
 
     def versions(self) -> list[dict[str, Any]]:
@@ -128,7 +129,7 @@ class RunFolder:
     @classmethod
     def create(cls, args: Experiment) -> "RunFolder":
         """A new folder in `args.runs_folder`; one called `args.run_name` may be there already. Raises UserError."""
-        parent, name = Path(args.runs_folder), prefix(args) + datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        parent, name = Path(args.runs_folder), args.prefix + datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         try:
             if args.run_name is not None:
                 (parent / args.run_name).mkdir(parents=True, exist_ok=True)
@@ -176,7 +177,9 @@ class RunFolder:
             yield
         except Exception as error:
             then = go_on()
-            gone = not any((self.path / name).exists() for name in ("lock", "args.json", "scalars.csv"))
+            gone = False
+            with contextlib.suppress(OSError):  # what cannot be reached is not gone
+                gone = not any((self.path / name).exists() for name in ("lock", "args.json", "scalars.csv"))
             if gone:
                 shutil.rmtree(self.path, ignore_errors=True)  # what a checkpoint in progress made again
                 raise RunFolderError(f"the folder {self.path} was deleted: nothing is left of this run") from error
@@ -184,11 +187,6 @@ class RunFolder:
             what = "cannot write to" if known else "something went wrong while writing to"
             reason = error.strerror if known and error.strerror else one_line(error)
             raise RunFolderError(f"{what} {self.path} ({reason}): {then}") from error
-
-
-def prefix(args: Experiment) -> str:
-    """How the name of a run's folder begins: all but the time."""
-    return f"{args.env_id}__{args.exp_name}__{args.seed_range}__".replace("/", "-").replace(":", "-")
 
 
 def _without_nan(content: Any) -> Any:

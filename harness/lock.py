@@ -10,6 +10,7 @@ from pathlib import Path
 from envs import UserError
 from harness.progress import say
 
+BEGUN = {"lock", "wandb", "wandb_token", "args.json.part"}  # left by a start that was killed before it had args.json
 TRIES = 20  # within a second: who only looks whether the lock is held (`held`) holds it for a moment
 
 
@@ -20,8 +21,15 @@ def lock(folder: Path, new: bool = False) -> int:
       new: the caller begins a run there.
 
     Raises:
-      UserError: another process trains there, or has begun a run since the caller found none.
+      UserError: another process trains there, or has begun a run since the caller found none. `new`: the folder has
+        what no run left there.
     """
+    try:
+        strange = {path.name for path in folder.iterdir()} - BEGUN if new else set()
+        if strange and not (folder / "args.json").exists():
+            raise UserError(f"{str(folder)!r} is there already and is no run: it has {min(strange)!r}")
+    except OSError as error:
+        raise UserError(f"cannot read {str(folder)!r}: {error.strerror}") from None
     try:
         file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:

@@ -9,17 +9,13 @@ from envs import UserError, one_line
 from harness.experiment import Experiment
 
 
-class NoScript(UserError):
-    """A name that is not a script's."""
-
-
 def import_script(name: str) -> Any:
-    """The module of a script, as in `import_script("sac_jax")`. Raises NoScript."""
+    """The module of a script, as in `import_script("sac_jax")`. Raises UserError."""
     try:
         module = importlib.import_module(name)
         assert issubclass(module.Args, Experiment)
     except (ImportError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        raise NoScript(f"no script {name!r} ({one_line(error)})") from None
+        raise UserError(f"no script {name!r} ({one_line(error)})") from None
     return module
 
 

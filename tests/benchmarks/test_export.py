@@ -111,6 +111,22 @@ def test_a_seed_replaces_its_rows(tmp_path):
     assert [row["training_return"] for row in rows] == ["2.500", "4.500", "12.500", "14.500"]
 
 
+def test_runs_with_other_settings_take_nobodys_place(tmp_path):
+    """Nor do they stand beside runs of the same name. Lengths and evaluations may differ."""
+    results = tmp_path / "results"
+    rows = export.read_run(make_run(tmp_path / "runs" / "a", seed=1))
+    with_gamma = [row | {"arguments": "--gamma 0.9 --eval-episodes 2"} for row in rows]
+    export.merge(with_gamma, results)
+    export.merge([row | {"seed": "2", "arguments": "--total-timesteps 900 --gamma 0.9"} for row in rows], results)
+    for seed in ("1", "3"):
+        with pytest.raises(UserError, match=r"has runs of \S+ with --gamma 0\.9, these have the defaults: give"):
+            export.merge([row | {"seed": seed, "arguments": ""} for row in rows], results)
+    assert [row["seed"] for row in rows_of(results / export.file_name(rows[0]["exp_name"], rows[0]["env_id"]))] == [
+        *("1" for _ in rows),
+        *("2" for _ in rows),
+    ]
+
+
 def test_two_exports_at_once_lose_no_row(tmp_path):
     """Each reads the file, adds a seed and writes it: the second waits for the first."""
     results = tmp_path / "results"

@@ -1,5 +1,7 @@
 """Measuring in rounds, and the table of what was measured. Nothing is timed here."""
 
+import dataclasses
+import json
 from types import SimpleNamespace
 
 import jax
@@ -13,6 +15,7 @@ import diffwpo_jax
 import sac_jax
 from benchmarks import device, rounds, speed, suites
 from benchmarks.tables import speed_table
+from harness.folder import LAYOUT
 
 
 def test_rows_are_replaced_and_shown(tmp_path):
@@ -43,6 +46,24 @@ def test_a_device_row_says_what_a_run_came_to():
         "811 steps/s of all seeds, compiled in 10 s, 2.50 GB",
         "one run of 4,000 steps",
     )
+
+
+def test_runs_without_a_speed_leave_the_others_theirs(tmp_path, monkeypatch, capsys):
+    (tmp_path / "unfinished").mkdir()
+    args = {"script": "sac_jax", "layout": LAYOUT, **dataclasses.asdict(sac_jax.Args())}
+    (tmp_path / "unfinished" / "args.json").write_text(json.dumps(args))
+    monkeypatch.setattr("sys.argv", ["device", "--of", str(tmp_path / "unfinished"), str(tmp_path / "none")])
+    assert device.main() == 1
+    printed = capsys.readouterr()
+    assert "unfinished' has no speed: it has not ended, or never learned" in printed.err
+    assert "none' is not a run folder" in printed.err and printed.err.count("\n") == 2 and printed.out == ""
+
+
+def test_a_row_names_the_device_that_it_was_measured_on(monkeypatch):
+    monkeypatch.setattr(speed.provenance, "device", lambda: "gpu NVIDIA H100")
+    assert speed.facts()["device"] == "gpu NVIDIA H100"
+    monkeypatch.setattr(speed.provenance, "device", lambda: "cpu AMD EPYC")
+    assert speed.facts(2)["device"] == "AMD EPYC, 2 threads"
 
 
 def test_comparison_within_a_round():

@@ -18,7 +18,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from benchmarks import export, on_here, pages, suites, sweep
-from benchmarks.work import ROOT
+from benchmarks.work import ROOT, Process, Work
 from harness import RunFolder
 from harness.folder import LAYOUT
 
@@ -119,6 +119,36 @@ def test_bad_files_and_suites_are_one_line(call, tmp_path):
         assert printed.err.startswith("error: cannot read") and printed.err.count("\n") == 1
     (tmp_path / "file").touch()
     assert call("--runs", str(tmp_path / "file"), entries=[entry()], status=2).err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('[mine]\ninclude = ["other"]\n[other]\ninclude = ["mine"]', "'mine' includes itself: mine > other > mine"),
+        ('[mine]\nruns = ["sac_jax.py"]', "must have a list of tables as runs"),
+        ("[mine]\nruns = 3", "must have a list of tables as runs"),
+        ("[mine]\ninclude = 3", "of names as include"),
+    ],
+)
+def test_suites_of_another_form_are_one_line(call, tmp_path, content, message):
+    path = tmp_path / "other.toml"
+    path.write_text(content)
+    said = call("--suites", str(path), status=2).err
+    assert message in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_a_disk_that_is_full_at_the_end_of_a_log_ends_one_run_only(tmp_path, monkeypatch):
+    works = [Work(name, ("-c", ""), tmp_path / name) for name in "abc"]
+    ended, say = [], Process._say
+
+    def full(self, line):
+        if line.startswith("+ exit status") and self._log.name.endswith("b"):
+            raise OSError(28, "No space left on device")
+        say(self, line)
+
+    monkeypatch.setattr(Process, "_say", full)
+    on_here.Engine(1, {}).run(works, lambda work: True, lambda work: ended.append(work.name))
+    assert ended == ["a", "b", "c"]
 
 
 def test_seeds_are_one_process_on_a_gpu(call, monkeypatch):

@@ -52,9 +52,9 @@ def test_playground_table(results):
 
 def test_verdicts(results):
     first, second, ppo, ppo_deterministic, playground = tables.verdicts(results).splitlines()
-    # The same deterministic scores as in the tables above. All of DiffSAC's are twice SAC's, so the interval is narrow.
+    # At the steps of the two alone: 15 evaluations on Hopper, too. All of DiffSAC's are twice SAC's: a narrow interval.
     assert first.startswith(
-        "- **DiffSAC over SAC**: 1.98 on Hopper-v4, 1.99 on Walker2d-v4: better, IQM 1.99 (1.98 to 2.00), P 1.00"
+        "- **DiffSAC over SAC**: 1.99 on Hopper-v4, 1.99 on Walker2d-v4: better, IQM 1.99 (1.98 to 2.00), P 1.00"
     )
     assert first.endswith(" (3 seeds, deterministic policy).")
     assert second.startswith("- **DiffWPO over DiffSAC**: 0.75 on Hopper-v4: behind, IQM 0.75 (0.7")
@@ -68,6 +68,8 @@ def test_verdicts(results):
     )
     alone["sac_jax"]["Hopper-v4"], alone["diffsac_jax"]["Hopper-v4"] = (results[n]["Hopper-v4"] for n in alone)
     assert ": better on Hopper-v4, IQM" in tables.verdicts(alone)
+    below_zero = {**alone, "sac_jax": {e: [*results["sac_jax"][e][1:], losing(results, e)] for e in ("Hopper-v4",)}}
+    assert tables.verdicts(below_zero) == ""  # no ratio, and no verdict from several seeds either
     doubt = Pair("a", "b", "training", {"X": 1}, [3], iqm=(0.97, 0.9, 1.1), base_iqm=1.0, improvement=(0.3, 0.1, 0.45))
     assert tables.verdict_of(doubt, ["X"]).startswith("behind, IQM 0.97 (0.90 to 1.10), P 0.30 (0.10 to 0.45)")
     # Equality is the base's IQM, and two seeds are too few whatever they say.
@@ -77,6 +79,37 @@ def test_verdicts(results):
     assert tables.verdict_of(replace(close, seeds=[2, 3]), ["X"]).startswith("no verdict from 2 seeds, IQM 1.20 (1.05")
     level = {"sac_jax": results["sac_jax"], "diffsac_jax": results["sac_jax"]}
     assert ": level, IQM" in tables.verdicts(level)
+
+
+def losing(results, env_id):
+    """A seed of SAC whose returns are negative."""
+    curve = results["sac_jax"][env_id][0]
+    return replace(curve, measured={metric: -values for metric, values in curve.measured.items()})
+
+
+def test_a_run_whose_first_evaluation_is_late_is_left_out(results):
+    """DiffPPO evaluated from 100k on beside PPO that ended at 40k; a run that took no time has no pace."""
+    short = [curve.until(40_000) for curve in results["ppo_jax"]["Hopper-v4"]]
+    late = [after(curve, 100_000) for curve in results["diffppo_jax"]["Hopper-v4"]]
+    both = {"ppo_jax": {"Hopper-v4": short}, "diffppo_jax": {"Hopper-v4": late}}
+    line = tables.family_table(both, "on-policy").splitlines()[2]
+    assert line == "| Hopper-v4 | 40k | 1 2 3 | 11.0 ± 0.5 (-2.0) | - | - |"
+    assert "DiffPPO" not in tables.seeds_table(both, "on-policy") and tables.verdicts(both) == ""
+    assert tables.reference_table(both, [reference_row(90_000)]).count("DiffPPO") == 0
+    assert tables.reference_table({"diffppo_jax": both["diffppo_jax"]}, [reference_row(90_000)]) == ""
+    at_once = [replace(curve, wall_time=0.0 * curve.wall_time) for curve in short]
+    assert "| 0.000 | - |" in tables.cost_table({"ppo_jax": {"Hopper-v4": at_once}})
+
+
+def after(curve, step):
+    keep = curve.steps >= step
+    measured = {metric: values[keep] for metric, values in curve.measured.items()}
+    return replace(curve, steps=curve.steps[keep], measured=measured, wall_time=curve.wall_time[keep])
+
+
+def reference_row(steps):
+    row = {"kind": "on-policy", "metric": "training", "algorithm": "PPO", "env_id": "Hopper-v4", "steps": str(steps)}
+    return row | {"mean": "1", "std_over_seeds": "", "seeds": ""}
 
 
 def test_seeds_table(results):
@@ -185,9 +218,11 @@ def test_hidden_table(checkout):
 
 
 def test_hidden_table_keeps_other_arguments_apart(tmp_path):
+    """Which `merge` keeps out of one file."""
     for seed, alpha in ((1, "0.02"), (2, "0.02"), (101, "0.01")):
         arguments = f"--total-timesteps 4000 --alpha {alpha}"
-        export.merge(made_up_rows("sac_jax", "m:HiddenTarget-v0", seed, 4, 0.1, arguments, every=1000), tmp_path)
+        rows = made_up_rows("sac_jax", "m:HiddenTarget-v0", seed, 4, 0.1, arguments, every=1000)
+        export.write_csv(tmp_path / f"{seed}.csv", export.COLUMNS, rows)
     lines = tables.hidden_table(load(tmp_path)).splitlines()
     assert [line.split(" | ")[1:4] for line in lines[2:4]] == [
         ["`--alpha 0.01`", "4k", "101: 101.30"],

@@ -128,6 +128,13 @@ def test_results_and_their_table(run, tmp_path, call, monkeypatch):
     assert [row["return"] for row in read_rows(results)] == ["1.0000"] * 8 + [row["return"] for row in rows[8:]]
 
 
+def test_a_refused_run_costs_the_others_nothing(run, tmp_path, call):
+    """And of two runs with the same name and seeds the later one counts."""
+    results = tmp_path / "turning.csv"
+    status, printed = call(run, tmp_path / "nothing", run, "--episodes", 2, "--results", results)
+    assert status == 2 and printed.err.count("\n") == 1 and len(read_rows(results)) == 16
+
+
 @pytest.mark.parametrize("what", ["unfinished", "elsewhere", "nothing"])
 def test_refusals_are_one_line(run, tmp_path, call, what):
     folder = tmp_path / "run"

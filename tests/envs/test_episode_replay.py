@@ -175,7 +175,27 @@ class OwnGenerator(PendulumEnv):
         return obs, reward + self.noise.normal(), *rest
 
 
-for cls in (Carried, Handle, OneEpisode, WritesToItsAction, Held, OwnGenerator):
+class OtherGenerator(PendulumEnv):
+    """Pendulum whose np_random is of a kind that no JSON holds."""
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed, options=options)
+        if seed is not None:
+            self.np_random = np.random.Generator(np.random.MT19937(seed))
+        return obs, info
+
+
+class OldGenerator(PendulumEnv):
+    """Pendulum whose np_random is NumPy's older one."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.np_random = np.random.RandomState(seed)
+        self.state, self.last_u = self.np_random.uniform(-1, 1, 2), None
+        return self._get_obs(), {}
+
+
+for cls in (Carried, Handle, OneEpisode, WritesToItsAction, Held, OwnGenerator, OtherGenerator, OldGenerator):
     gym.register(f"{cls.__name__}-v0", entry_point=cls, max_episode_steps=50)
 
 
@@ -197,6 +217,8 @@ def test_nothing_but_the_reset_matters(name):
         ("Handle", "the same actions lead elsewhere"),
         ("OwnGenerator", "the same actions lead elsewhere"),
         ("OneEpisode", "RuntimeError: no second episode"),
+        ("OtherGenerator", "its random numbers cannot be saved"),
+        ("OldGenerator", "its random numbers cannot be saved"),
     ],
 )
 def test_what_a_reset_does_not_set_is_noticed(name, reason):
@@ -204,7 +226,7 @@ def test_what_a_reset_does_not_set_is_noticed(name, reason):
     env, other = started(f"{name}-v0", 0), started(f"{name}-v0", 10)
     host_steps(env, np.full((20 if name == "OneEpisode" else 70, 2, 1), 0.3, np.float32))
     assert env.error is None
-    saved = env.save_host()
+    saved = json.loads(json.dumps(env.save_host()))
     assert env.try_replay(saved) == reason
     assert other.restore_host(saved) == reason
 

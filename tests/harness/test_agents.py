@@ -11,6 +11,7 @@ import pytest
 import ppo_jax
 from common import normalization
 from envs import UserError
+from envs.gymnasium_env import GymnasiumEnv
 from harness import RunFolder, load_agent
 from harness.checkpoint import complete
 from tests.running import agents
@@ -98,6 +99,13 @@ def copy(trained, tmp_path):
 def change_args(folder, **more):
     stored = json.loads((folder / "args.json").read_text())
     (folder / "args.json").write_text(json.dumps({**stored, **more}))
+
+
+def test_its_environment_is_closed(trained, monkeypatch):
+    closed = []
+    monkeypatch.setattr(GymnasiumEnv, "close", lambda self: closed.append(self))
+    load_agent(trained["tiny_jax"])
+    assert len(closed) == 1
 
 
 def test_a_seed_that_the_run_has_not(trained):

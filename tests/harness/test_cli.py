@@ -255,6 +255,13 @@ def test_values_as_sweep_tools_write_them(words, expected):
     assert {name: getattr(args, name) for name in expected} == expected
 
 
+@pytest.mark.parametrize("word", ["1.2.3e4", "1e6e2", "1.5e0"])
+def test_numbers_that_are_none_are_refused_not_raised(word, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        cli.parse(module_of("sac_jax.py").Args, ["--total-timesteps", word])
+    assert leaving.value.code == 2 and word in capsys.readouterr().err
+
+
 def test_a_rounded_number_of_steps_is_said(capsys):
     args = cli.parse(module_of("ppo_jax.py").Args, ["--total-timesteps", "300000", "--eval-frequency", "10000"])
     assert args.total_timesteps % args.log_frequency == args.eval_frequency % args.log_frequency == 0

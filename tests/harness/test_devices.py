@@ -92,6 +92,11 @@ def test_programs_are_kept_in_the_users_cache_unless_told_otherwise(monkeypatch,
     devices.keep_compiled(SimpleNamespace(on_device=True))
     ((name, folder),) = set_to
     assert name == "jax_compilation_cache_dir" and folder.startswith(str(tmp_path / "diffusion-maxent-rl"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # whose user has no home
+    devices.keep_compiled(SimpleNamespace(on_device=True))
+    assert len(set_to) == 1
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
     devices.keep_compiled(SimpleNamespace(on_device=True))
     assert len(set_to) == 1

@@ -1,6 +1,7 @@
 """Evaluation: first episodes from the same start states, keys from seed and step, nothing carried from call to call."""
 
 import json
+import random
 from dataclasses import dataclass
 
 import jax
@@ -109,6 +110,16 @@ def test_training_does_not_notice(evaluator):
     agents = jnp.array([0.1, 0.2])
     evaluator(agents, 3000)
     np.testing.assert_array_equal(agents, np.float32([0.1, 0.2]))
+
+
+def test_global_generators_are_as_they_were():
+    """Environments that draw from them go on in training as if there had been no evaluation."""
+    evaluator = make(kwargs={"max_episode_steps": 5}, env_id="tests.environments:Dice-v0")
+    random.seed(7)
+    expected = random.Random(7).random()
+    evaluator(AGENTS, 1000)
+    assert random.random() == expected
+    evaluator.close()
 
 
 @pytest.mark.parametrize("limit, length", [({}, 200), ({"max_episode_steps": 130}, 130)])

@@ -33,6 +33,7 @@ def make(**more):
         ({"seed": -1}, "--seed must not be negative, not -1"),
         ({"seed": 2**31}, "--seed must be below 2^31"),
         ({"seed": 2**31 - 2, "num_seeds": 2}, "--seed must be below 2^31"),
+        ({"seed": 10**400}, "--seed must be below 2^31"),
         ({"num_seeds": 0}, "--num-seeds must be positive, not 0"),
         ({"num_envs": 0}, "--num-envs must be positive, not 0"),
         ({"total_timesteps": -100}, "--total-timesteps must be positive, not -100"),

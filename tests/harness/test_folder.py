@@ -6,6 +6,7 @@ import os
 import re
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,19 @@ def test_a_name_of_ones_own(tmp_path):
     for name in ("", ".", "..", "a/b", "/", "a/"):
         with pytest.raises(UserError, match="is not the name of a folder"):
             make(tmp_path, run_name=name)
+
+
+def test_a_folder_of_somebodys_own_is_no_place_for_a_run(tmp_path):
+    """Nothing is written there, and nothing is removed where --track finds no login."""
+    args = make(tmp_path, run_name="mine")
+    for name in ("lock", "wandb_token", "args.json.part"):  # of a start that was killed
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        (tmp_path / "mine" / name).touch()
+    os.close(lock(RunFolder.create(args).path, new=True))
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"mine' is there already and is no run: it has 'notes\.txt'"):
+        lock(RunFolder.create(args).path, new=True)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
 
 
 def test_who_holds_the_lock(folder):
@@ -190,7 +204,7 @@ def test_unreadable_versions_are_none(folder):
         assert folder.versions() == []
 
 
-def test_errors_while_writing_say_how_to_go_on(folder):
+def test_errors_while_writing_say_how_to_go_on(folder, monkeypatch):
     (folder.path / "lock").touch()
     for error, message in (
         (OSError(28, "No space left on device"), "cannot write to {} (No space left on device): go on"),
@@ -202,5 +216,15 @@ def test_errors_while_writing_say_how_to_go_on(folder):
         assert str(raised.value) == message.format(folder.path) and raised.value.__cause__ is error
     with folder.writing(lambda: "go on"):
         pass
+
+    def unreachable(path):
+        raise OSError(116, "Stale file handle")
+
+    # A folder that cannot be looked at is not taken for one that was deleted.
+    with monkeypatch.context() as patch, pytest.raises(RunFolderError, match=r"\(Stale file handle\): go on"):
+        patch.setattr(Path, "exists", unreachable)
+        with folder.writing(lambda: "go on"):
+            raise OSError(116, "Stale file handle")
+    assert (folder.path / "args.json").exists()
     with pytest.raises(KeyboardInterrupt), folder.writing(lambda: "go on"):
         raise KeyboardInterrupt
