@@ -262,6 +262,7 @@ def picture(path: Path, samples: dict[str, dict[str, np.ndarray]]) -> None:
                 axis.set_title(label, fontsize=8)
         for axis in row:
             axis.set_xlim(-BOUND, BOUND)
+            axis.set_xlabel("action" if bandit.size == 1 else "first action dimension", fontsize=6)
             axis.set_xticks([-4, 0, 4])
             axis.tick_params(labelsize=6)
             if bandit.size == 2:

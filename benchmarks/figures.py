@@ -36,7 +36,7 @@ def note(limit: int, curves: dict[str, list[Curve]]) -> str:
 
 
 def draw_curve(axis, curves: list[Curve], name: str, policy: str, over_time: bool) -> None:
-    """The mean over seeds and its band, at the steps that all seeds were evaluated at."""
+    """The mean over seeds, at the steps that all were evaluated at, and its band or, of few seeds, these (thin)."""
     steps = curves[0].steps
     for curve in curves[1:]:
         steps = np.intersect1d(steps, curve.steps)
@@ -50,8 +50,10 @@ def draw_curve(axis, curves: list[Curve], name: str, policy: str, over_time: boo
     style = ALGORITHMS[name]
     marks = {"marker": style.marker, "markevery": max(len(x) // 8, 1), "markersize": 4}
     axis.plot(x, returns.mean(axis=0), style.line, color=style.colour, label=style.label, **marks)
-    if len(returns) > 1:
+    if len(returns) >= 5:
         axis.fill_between(x, *band(returns), color=style.colour, alpha=0.2, linewidth=0)
+    elif len(returns) > 1:
+        axis.plot(x, returns.T, style.line, color=style.colour, linewidth=0.6, alpha=0.5)
 
 
 def curves_figure(results: Results, family: str, over_time: bool = False) -> Figure | None:
@@ -94,7 +96,8 @@ def aggregate_figure(results: Results) -> Figure | None:
         env_ids = ", ".join(stem(env_id).removeprefix("playground/") for env_id in pair.steps)
         steps = " or ".join(thousands(steps) for steps in sorted(set(pair.steps.values())))
         seeds = " or ".join(map(str, pair.seeds))
-        names.append(f"{label(pair.name)} vs {label(pair.base)}, {pair.policy}\n{env_ids}; {steps}; {seeds} seeds")
+        title = f"{label(pair.name)} vs {label(pair.base)}, {pair.policy}"
+        names.append(f"{title}, p = {pair.p:.2g}\n{env_ids}; {steps}; {seeds} seeds")
     for axis, equal, title in (
         (left, 1.0, "IQM of the score / the base's mean score"),
         (right, 0.5, "probability of improvement over the base"),
@@ -112,8 +115,9 @@ def ablation_figure(results: Results) -> Figure | None:
     """Score and speed against K."""
     panels = [
         (f"{label(f'{prefix}_jax')}, {env_id}", policy, *found)
-        for prefix, policy in (("diffsac", "deterministic"), ("diffppo", "training"))
+        for prefix, policies in (("diffsac", ("deterministic",)), ("diffppo", ("training", "deterministic")))
         for env_id, found in ablations(results, prefix).items()
+        for policy in policies
     ]
     if not panels:
         return None
@@ -128,6 +132,7 @@ def ablation_figure(results: Results) -> Figure | None:
         top.set_title(f"{title}\n{thousands(limit)} steps, {counts} seeds (open: single seeds)", fontsize=9)
         top.set_ylabel(f"{policy} return")
         bottom.set_ylabel("steps/s")
+        top.set_ylim(bottom=0)
         bottom.set_ylim(bottom=0)
         for axis in (top, bottom):
             axis.set_xscale("log", base=2)
@@ -139,13 +144,15 @@ def ablation_figure(results: Results) -> Figure | None:
 
 
 def reference_figure(results: Results, reference: list[dict]) -> Figure | None:
-    """Published returns (open) beside ours (filled), each with its metric and steps."""
+    """Published returns (open) beside ours (filled) at the same steps, up to a twentieth, each with its metric."""
     panels = []
     for kind, names in FAMILIES.items():
         for env_id in environments(results, names):
+            limit, curves = at_equal_steps(results, names, env_id)
             rows = [row for row in reference if row["kind"] == kind and stem(row["env_id"]) == stem(env_id)]
+            rows = [row for row in rows if 0.95 * limit <= int(row["steps"]) <= limit / 0.95]
             if rows:
-                panels.append((env_id, rows, *at_equal_steps(results, names, env_id)))
+                panels.append((env_id, rows, limit, curves))
     if not panels:
         return None
     columns = min(len(panels), 3)

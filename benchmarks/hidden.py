@@ -75,11 +75,17 @@ if "HiddenTarget-v0" not in gym.registry:  # `python -m` imports this file under
 # What draws is imported where it is used: training imports this file for the environment alone.
 
 
+def title_of(args: dict) -> str:
+    """The algorithm, and what a run of PPO has as its bonus."""
+    from benchmarks.results import label
+
+    return label(args["script"]) + (f", bonus {args['ent_coef']}" if args.get("ent_coef") else "")
+
+
 def sample(run: Path, theta: float, number: int) -> tuple[str, np.ndarray]:
     """The title of a run, and actions `[number, 2]` of its first seed's stochastic policy. Raises UserError."""
     import jax
 
-    from benchmarks.results import label
     from envs import UserError
     from harness import RunFolder, load_agent
 
@@ -87,7 +93,7 @@ def sample(run: Path, theta: float, number: int) -> tuple[str, np.ndarray]:
     if not args["env_id"].endswith("HiddenTarget-v0"):
         raise UserError(f"{run} is no run on the hidden target")
     obs = np.tile(observation(theta), (number, 1))
-    return label(args["exp_name"]), load_agent(run)(obs, jax.random.key(0))
+    return title_of(args), load_agent(run)(obs, jax.random.key(0))
 
 
 def draw(samples: list[tuple[str, np.ndarray]], theta: float, path: Path) -> None:
@@ -99,7 +105,7 @@ def draw(samples: list[tuple[str, np.ndarray]], theta: float, path: Path) -> Non
         axis.plot(*action.T, ",", color="black", alpha=0.7)
         for place in targets(theta):
             axis.add_patch(plt.Circle(place, RADIUS, fill=False, color="#d95f0e"))
-        axis.set_title(f"{title}\nfinds {success(hits(action, theta).mean(axis=0)):.2f}", fontsize=8)
+        axis.set_title(f"{title}\nfinds {success(hits(action, theta).mean(axis=0)):.2f} here", fontsize=8)
         axis.set(xlim=(-1, 1), ylim=(-1, 1), xticks=(-1, 0, 1), yticks=(-1, 0, 1), aspect="equal")
         axis.tick_params(labelsize=6)
     figure.tight_layout()

@@ -100,5 +100,5 @@ def ppo(options: argparse.Namespace) -> list[Row]:
     how = f"{options.env_id}, {PPO_STEPS} steps, {options.rounds} rounds in turns; CleanRL's default is one environment"
     rows = [("ppo_jax.py", median(rate["default environments"], 0, " steps/s"), how)]
     for ours in ("default environments", "one environment"):
-        rows.append((f"ppo_jax.py / CleanRL PPO, {ours}", median(ratios(rate[ours], rate["CleanRL"])), how))
+        rows.append((f"ppo_jax.py / CleanRL PPO, {ours}, steps/s", median(ratios(rate[ours], rate["CleanRL"])), how))
     return rows

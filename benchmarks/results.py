@@ -11,6 +11,7 @@ import csv
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -24,7 +25,8 @@ CONSTANTS = (
     *("env_id", "exp_name", "script", "arguments", "steps_per_second"),
     *("commit", "dirty", "jax", "mujoco", "gymnasium", "device", "threads"),
 )
-RESAMPLES = 2000
+RESAMPLES = 20_000  # of pairs, whose probabilities take few values: 2000 move the ends of their intervals
+FEWEST_SEEDS = 3  # of both, for a comparison: a percentile interval of two seeds holds the mean one time in two
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ FAMILIES = {
     "on-policy": ("ppo_jax", "ppo_std0.5", "diffppo_jax", "diffppo_no_entropy"),
     "playground": ("ppo_playground", "diffppo_playground"),
 }
-# Who is compared with whom beyond its family's base: the same critics, or the same chain.
-NEAREST = {"diffwpo_jax": "diffsac_jax", "diffcrossq_jax": "crossq_jax"}
+# Who is compared with whom beyond its family's base: the same critics, the same chain, or the same noise at the start.
+NEAREST = {"diffwpo_jax": "diffsac_jax", "diffcrossq_jax": "crossq_jax", "diffppo_jax": "ppo_std0.5"}
 # Which policies a family is shown by: the on-policy literature reports training returns.
 FAMILY_POLICIES = {
     "off-policy": ("deterministic", "stochastic"),
@@ -181,9 +183,7 @@ def environments(results: Results, names: tuple[str, ...]) -> list[str]:
 
 
 def scores(curves: list[Curve], metric: str) -> np.ndarray:
-    """One score per seed, `[S]`. metric: a policy, `entropy`, or `maximum`: the largest deterministic evaluation."""
-    if metric == "maximum":
-        return np.array([curve.maximum("deterministic") for curve in curves])
+    """One score per seed, `[S]`. metric: a policy, or `entropy`."""
     return np.array([curve.score(metric) for curve in curves])
 
 
@@ -218,6 +218,28 @@ def probability_of_improvement(sample: Sample, base: Sample) -> np.ndarray:
     return np.mean(means, axis=0)
 
 
+@cache
+def null_of_u(m: int, n: int) -> np.ndarray:
+    """P(U = 0), .., P(U = m n) of Mann and Whitney's U, of m scores over n, if all orders are equally likely."""
+    if m == 0 or n == 0:
+        return np.ones(1)
+    p = np.zeros(m * n + 1)
+    p[n:] += m / (m + n) * null_of_u(m - 1, n)  # the largest is one of the m, and lies above all n
+    p[:-m] += n / (m + n) * null_of_u(m, n - 1)
+    return p
+
+
+def p_value(sample: Sample, base: Sample) -> float:
+    """Two-sided p of the exact stratified rank-sum test: of U's sum over environments, all orders within each alike."""
+    null, total = np.ones(1), 0.0
+    for x, y in zip(sample, base, strict=True):
+        null = np.convolve(null, null_of_u(len(x), len(y)))
+        total += stats.mannwhitneyu(x, y, method="asymptotic").statistic
+    middle = (len(null) - 1) / 2
+    as_far = np.abs(np.arange(len(null)) - middle) >= abs(total - middle) - 1e-9
+    return float(min(null[as_far].sum(), 1.0))
+
+
 def interval(statistic: Callable[..., np.ndarray], *samples: Sample) -> tuple[float, float]:
     """95 % percentile interval of statistic(*samples): seeds are resampled within each environment and sample.
 
@@ -231,7 +253,7 @@ def interval(statistic: Callable[..., np.ndarray], *samples: Sample) -> tuple[fl
 
 def band(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """95 % percentile band of the mean over seeds of curves `[S, T]`, S > 1: lower and upper, each `[T]`."""
-    found = stats.bootstrap((returns,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0)
+    found = stats.bootstrap((returns,), np.mean, n_resamples=2000, method="percentile", rng=0)
     return found.confidence_interval
 
 
@@ -247,20 +269,20 @@ class Pair:
     iqm: Estimate
     base_iqm: float
     improvement: Estimate
+    p: float
 
 
 def pairs(results: Results) -> list[Pair]:
     """Each algorithm of a family against its base (and NEAREST) by policy, where both ran, at equal steps.
 
-    Intervals resample the seeds of both. Environments where either has a single seed are left out, since it would look
-    certain, and so are those whose base has no positive score in some seed: a ratio of negative returns says nothing.
+    Intervals resample the seeds of both. Environments where either has fewer than FEWEST_SEEDS are left out, and so are
+    those whose base has no positive score in some seed: a ratio of negative returns says nothing.
     """
     found = []
-    for policy in POLICIES:
-        for family, names in FAMILIES.items():
-            if policy in FAMILY_POLICIES[family]:
-                compared = [(name, names[0]) for name in names[1:]] + [(n, NEAREST[n]) for n in names if n in NEAREST]
-                found += [compare(results, name, base, policy) for name, base in compared]
+    for family, names in FAMILIES.items():
+        for name in names[1:]:
+            for base in dict.fromkeys((names[0], NEAREST.get(name, names[0]))):
+                found += [compare(results, name, base, policy) for policy in FAMILY_POLICIES[family]]
     return [pair for pair in found if pair]
 
 
@@ -270,7 +292,7 @@ def compare(results: Results, name: str, base: str, policy: str) -> Pair | None:
         limit, curves = at_equal_steps(results, (base, name), env_id)
         own, of_base = (scores(curves.get(one, []), policy) for one in (name, base))
         # The minimum is NaN, and not positive, where there is no training return yet.
-        if min(len(own), len(of_base)) > 1 and of_base.min() > 0:
+        if min(len(own), len(of_base)) >= FEWEST_SEEDS and of_base.min() > 0:
             ours.append(own)
             theirs.append(of_base)
             steps[env_id] = limit
@@ -282,4 +304,4 @@ def compare(results: Results, name: str, base: str, policy: str) -> Pair | None:
     )
     seeds = sorted({len(values) for values in ours + theirs})
     base_iqm = float(normalised_iqm(theirs, theirs))
-    return Pair(name, base, policy, steps, seeds, iqm_of, base_iqm, improvement_of)
+    return Pair(name, base, policy, steps, seeds, iqm_of, base_iqm, improvement_of, p_value(ours, theirs))

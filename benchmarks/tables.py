@@ -12,6 +12,7 @@ from benchmarks.results import (
     ALGORITHMS,
     FAMILIES,
     FAMILY_POLICIES,
+    FEWEST_SEEDS,
     Curve,
     Pair,
     Results,
@@ -105,12 +106,12 @@ RATIOS = {
         ("crossq_jax", "sac_jax"),
         ("diffcrossq_jax", "crossq_jax"),
     ),
-    "on-policy": (("diffppo_jax", "ppo_jax"),),
+    "on-policy": (("diffppo_jax", "ppo_jax"), ("diffppo_jax", "ppo_std0.5")),
     "playground": (("diffppo_playground", "ppo_playground"),),
 }
 ENTROPY = "of the stochastic policy in nats, an estimate where it is a diffusion policy"
 EVALUATIONS = (
-    "Deterministic / stochastic policy: mean of the last ten evaluations of a run (last three where it has fewer than"
+    "{policy} policy: mean of the last ten evaluations of a run (last three where it has fewer than"
     " twenty), mean ± standard deviation over seeds"
 )
 MEANING = {
@@ -121,10 +122,14 @@ MEANING = {
 }
 
 
-def family_table(results: Results, family: str) -> str:
-    """The scores of a family's algorithms by environment, at equal steps, and the ratios of their means."""
+def family_table(results: Results, family: str, short: bool = False) -> str:
+    """The scores of a family's algorithms by environment, at equal steps, and the ratios of their means.
+
+    `short`: by the first of MAIN_POLICIES only, and without the ratios.
+    """
     names, policies = [name for name in FAMILIES[family] if name in results], MAIN_POLICIES[family]
-    rows, ratios = [], {pair: [] for pair in RATIOS[family] if set(pair) <= set(names)}
+    policies, compared = (policies[:1], ()) if short else (policies, RATIOS[family])
+    rows, ratios = [], {pair: [] for pair in compared if set(pair) <= set(names)}
     for env_id in environments(results, names):
         limit, curves = at_equal_steps(results, names, env_id)
         row = [env_id, thousands(limit), common_seeds(curves)]
@@ -132,21 +137,22 @@ def family_table(results: Results, family: str) -> str:
         means = {name: np.array([scores(curves[name], policy).mean() for policy in policies]) for name in curves}
         for name, base in ratios:
             # A ratio of negative returns says nothing.
-            if name in means and base in means and (means[base] > 0).all():
+            if name in means and base in means and (means[base] > 0).all() and (means[name] > 0).all():
                 ratios[name, base].append(means[name] / means[base])
                 row.append(ratio_text(means[name] / means[base]))
             else:
                 row.append("-")
         rows.append(row)
     if any(len(found) > 1 for found in ratios.values()):
-        row = ["mean of the ratios", "", "", *("" for _ in names)]
+        row = ["geometric mean of the ratios", "", "", *("" for _ in names)]
         for found in ratios.values():
-            several = len(found) > 1
-            row.append(f"{ratio_text(np.mean(found, axis=0))} ({len(found)} environments)" if several else "")
+            mean = ratio_text(np.exp(np.mean(np.log(found), axis=0))) if len(found) > 1 else ""
+            row.append(f"{mean} ({len(found)} environments)" if mean else "")
         rows.append(row)
     titles = [f"{label(name)} / {label(base)}" for name, base in ratios]
     header = ["Environment", "steps", "seeds", *map(label, names), *titles]
-    below = f"{MEANING[family]}; ratios of these means."
+    below = MEANING[family].format(policy=" / ".join(policies).capitalize())
+    below += "; ratios of these means." if ratios else "."
     if any("(" in cell for row in rows for cell in row[3 : 3 + len(names)]):
         below += f" In brackets the entropy {ENTROPY}; without: not recorded."
     return markdown(header, rows, below=below)
@@ -156,12 +162,11 @@ def ratio_text(ratios: np.ndarray) -> str:
     return " / ".join(f"{x:.2f}" for x in ratios)
 
 
-FEWEST_SEEDS = 3  # a percentile interval of two seeds holds the mean one time in two
 MEASURES = {"deterministic": "deterministic policy", "training": "training return"}
 
 
 def verdicts(results: Results) -> str:
-    """A sentence for each of RATIOS and MEASURES: ratios of the mean scores, and what the interval over all says."""
+    """A sentence for each of RATIOS and MEASURES: ratios of the mean scores, and what the test over all says."""
     lines = []
     for family, compared in RATIOS.items():
         policies = [policy for policy in FAMILY_POLICIES[family] if policy in MEASURES]
@@ -175,29 +180,20 @@ def verdicts(results: Results) -> str:
                     counts |= {len(own), len(of_base)}
             if ratios:
                 verdict = verdict_of(compare(results, name, base, policy), list(ratios))
-                text = f"**{label(name)} over {label(base)}**: {', '.join(ratios.values())}: {verdict}"
                 few, most = min(counts), max(counts)
                 seeds = f"{most} seed{'s' * (most > 1)}" if few == most else f"{few} to {most} seeds"
-                lines.append(f"- {text} ({seeds}, {MEASURES[policy]}).")
+                title = f"**{label(name)} over {label(base)}**, {MEASURES[policy]}, {seeds}"
+                lines.append(f"- {title}: {verdict}. {', '.join(ratios.values())}.")
     return "\n".join(lines)
 
 
 def verdict_of(pair: Pair | None, env_ids: list[str]) -> str:
-    """Better where both intervals lie above equality (the base's IQM, 0.5), behind where one lies below it, otherwise
-    level; of fewer than FEWEST_SEEDS no verdict."""
+    """Better or behind where the exact stratified rank-sum test has p <= 0.05 on both sides together, else level."""
     if pair is None:
-        return "no verdict from a single seed"
-    (_, iqm_low, iqm_high), (_, low, high), equal = pair.iqm, pair.improvement, pair.base_iqm
-    if pair.seeds[0] < FEWEST_SEEDS:
-        word = f"no verdict from {pair.seeds[0]} seeds"
-    elif iqm_high < equal or high < 0.5:
-        word = "behind"
-    elif iqm_low > equal and low > 0.5:
-        word = "better"
-    else:
-        word = "level"
+        return f"no verdict from fewer than {FEWEST_SEEDS} seeds"
+    word = "level" if pair.p > 0.05 else "better" if pair.improvement[0] > 0.5 else "behind"
     where = "" if [*pair.steps] == env_ids else f" on {', '.join(pair.steps)}"
-    return f"{word}{where}, IQM {estimate(*pair.iqm)}, P {estimate(*pair.improvement)}"
+    return f"{word}{where} (p = {pair.p:.2g}), IQM {estimate(*pair.iqm)}, P {estimate(*pair.improvement)}"
 
 
 def seeds_table(results: Results, family: str) -> str:
@@ -249,18 +245,20 @@ def search_table(results: Results) -> str:
 
 
 def aggregate_table(results: Results) -> str:
-    header = ["Pair", "policy", "environments", "seeds", "IQM", "IQM of the base", "probability of improvement"]
+    header = ["Pair", "policy", "environments", "seeds", "IQM", "IQM of the base", "probability of improvement", "p"]
     rows = []
     for pair in pairs(results):
         title = f"{label(pair.name)} against {label(pair.base)}"
         env_ids = ", ".join(f"{env_id} {thousands(steps)}" for env_id, steps in pair.steps.items())
         seeds = " or ".join(map(str, pair.seeds))
-        statistics = [estimate(*pair.iqm), f"{pair.base_iqm:.2f}", estimate(*pair.improvement)]
+        statistics = [estimate(*pair.iqm), f"{pair.base_iqm:.2f}", estimate(*pair.improvement), f"{pair.p:.2g}"]
         rows.append([title, pair.policy, env_ids, seeds, *statistics])
     below = (
         "Scores divided by the base's mean on the environment, at equal steps. IQM: interquartile mean over seeds"
-        " and environments. In brackets 95 % stratified bootstrap intervals, the seeds of both resampled; where all"
-        " seeds of one lie above all of the other, no draw changes the order, and the probability has no width."
+        " and environments, a quarter of all scores cut at each end: of three seeds on three environments two of nine,"
+        " which can be of one environment. In brackets 95 % stratified bootstrap intervals, the seeds of both"
+        " resampled; where all seeds of one lie above all of the other, no draw changes the order, and the probability"
+        " has no width. p: exact stratified rank-sum test, two-sided."
     )
     return markdown(header, rows, below=below)
 
@@ -269,12 +267,11 @@ METRICS = {
     "training": "training return",
     "deterministic": "evaluation return of the deterministic policy",
     "stochastic": "evaluation return of the stochastic policy",
-    "maximum": "largest evaluation",
 }
 
 
 def reference_table(results: Results, reference: list[dict]) -> str:
-    """Published returns beside ours in the same metric."""
+    """Published returns beside ours in the same metric, where ours have come to as many steps, up to a twentieth."""
     rows = []
     for row in reference:
         names = FAMILIES[row["kind"]]
@@ -282,7 +279,7 @@ def reference_table(results: Results, reference: list[dict]) -> str:
             if stem(env_id) != stem(row["env_id"]):
                 continue
             limit, curves = at_equal_steps(results, names, env_id, int(row["steps"]))
-            if not curves:  # their first evaluation is later
+            if not curves or limit < 0.95 * int(row["steps"]):
                 continue
             ours = "; ".join(f"{label(name)} {score(of_name, row['metric'])}" for name, of_name in curves.items())
             value = row["mean"] + (f" ± {row['std_over_seeds']}" if row["std_over_seeds"] else "")
@@ -342,7 +339,9 @@ MAIN_QUANTITIES = (
     "sac_jax.py / SBX 0.28.0 SAC, steps/s",
     "crossq_jax.py / SBX 0.28.0 CrossQ, steps/s",
     "diffppo_jax.py / ppo_jax.py, K = 8, steps/s",
-    "ppo_jax.py / CleanRL PPO, one environment",
+    "ppo_jax.py / CleanRL PPO, one environment, steps/s",
+    "sac_jax.py on a GPU, 1 / 8 / 32 seeds side by side, all seeds together",
+    "diffsac_jax.py on a GPU, K = 8, 1 / 8 / 32 seeds side by side, all seeds together",
 )
 
 
@@ -350,7 +349,11 @@ def speed_table(path: Path, main: bool = False) -> str:
     """The rows that `speed.py --save` measured, or the main ones of them."""
     rows = [row for row in read_rows(path) if not main or row["quantity"] in MAIN_QUANTITIES]
     cells = [[row["quantity"], row["value"], row["how"], row["device"], row["commit"][:7]] for row in rows]
-    return markdown(["Quantity", "Value", "Measured", "device", "commit"], cells)
+    below = (
+        "Median over the rounds, in brackets the smallest and the largest. Ratios of updates are of times: above 1 is"
+        " slower. Ratios of steps/s: above 1 is faster."
+    )
+    return markdown(["Quantity", "Value", "Measured", "device", "commit"], cells, below=below)
 
 
 BANDIT_ALGORITHMS = {
@@ -432,7 +435,9 @@ def hidden_table(results: Results) -> str:
 # By their names on the pages: functions of the results and of the benchmarks folder. Of training runs:
 TRAINING = {
     "off-policy": lambda results, folder: family_table(results, "off-policy"),
+    "off-policy-main": lambda results, folder: family_table(results, "off-policy", short=True),
     "on-policy": lambda results, folder: family_table(results, "on-policy"),
+    "on-policy-main": lambda results, folder: family_table(results, "on-policy", short=True),
     "playground": lambda results, folder: family_table(results, "playground"),
     "verdicts": lambda results, folder: verdicts(results),
     "off-policy-seeds": lambda results, folder: seeds_table(results, "off-policy"),
@@ -440,7 +445,7 @@ TRAINING = {
     "playground-seeds": lambda results, folder: seeds_table(results, "playground"),
     "aggregate": lambda results, folder: aggregate_table(results),
     "diffsac-k": lambda results, folder: ablation_table(results, "diffsac", "deterministic", "stochastic"),
-    "diffppo-k": lambda results, folder: ablation_table(results, "diffppo", "training", "stochastic"),
+    "diffppo-k": lambda results, folder: ablation_table(results, "diffppo", "training", "deterministic", "stochastic"),
     "search": lambda results, folder: search_table(results),
     "reference": lambda results, folder: reference_table(results, read_rows(folder / "reference.csv")),
     "cost": lambda results, folder: cost_table(results),

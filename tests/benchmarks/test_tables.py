@@ -26,8 +26,11 @@ def test_off_policy_table(results):
         "| Walker2d-v4 | 150k | 1 2 3 | 284 ± 2.0 / 142 ± 1.0 (-2.0) | 564 ± 2.0 / 282 ± 1.0 (-2.0)"
         " | - | 1.99 / 1.99 | - |"
     )
-    assert means == "| mean of the ratios |  |  |  |  |  | 1.98 / 1.98 (2 environments) |  |"
+    assert means == "| geometric mean of the ratios |  |  |  |  |  | 1.98 / 1.98 (2 environments) |  |"
     assert "entropy" in tables.family_table(results, "off-policy").splitlines()[-1]
+    short = tables.family_table(results, "off-policy", short=True).splitlines()
+    assert short[2] == "| Hopper-v4 | 120k | 1 2 3 | 224 ± 2.0 (-2.0) | 444 ± 2.0 (-2.0) | 334 ± 2.0 |"
+    assert len(short) == 6 and short[-1].startswith("Deterministic policy: mean of the last ten evaluations")
     assert "entropy" not in tables.family_table({"diffwpo_jax": results["diffwpo_jax"]}, "off-policy")
 
 
@@ -35,7 +38,7 @@ def test_on_policy_table(results):
     # Training return at 150k: (5 * 15 + seed) / 2 against (10 * 15 + seed) / 2.
     _, _, hopper, _, means, *_ = tables.family_table(results, "on-policy").splitlines()
     assert hopper == "| Hopper-v4 | 150k | 1 2 3 | 38.5 ± 0.5 (-2.0) | 76.0 ± 0.5 (-2.0) | 1.97 |"
-    assert means == "| mean of the ratios |  |  |  |  | 1.97 (2 environments) |"
+    assert means == "| geometric mean of the ratios |  |  |  |  | 1.97 (2 environments) |"
 
 
 def test_steps_are_said_in_thousands_or_millions():
@@ -50,35 +53,46 @@ def test_playground_table(results):
     assert line == f"| playground/CheetahRun | 40k | 1 2 3 | {scores} |"
 
 
+def test_the_mean_of_ratios_is_geometric(results):
+    """Half of the base's score on one environment and twice on another is no gain."""
+    base, env_ids = results["sac_jax"]["Hopper-v4"], ("Hopper-v4", "Walker2d-v4")
+    scaled = {e: [replace(c, measured={k: x * f for k, x in c.measured.items()}) for c in base] for e, f in
+              zip(env_ids, (0.5, 2.0), strict=True)}  # fmt: skip
+    table = tables.family_table({"sac_jax": dict.fromkeys(env_ids, base), "diffsac_jax": scaled}, "off-policy")
+    assert "| 0.50 / 0.50 |" in table and "| 2.00 / 2.00 |" in table and "| 1.00 / 1.00 (2 environments) |" in table
+
+
 def test_verdicts(results):
     first, second, ppo, ppo_deterministic, playground = tables.verdicts(results).splitlines()
-    # At the steps of the two alone: 15 evaluations on Hopper, too. All of DiffSAC's are twice SAC's: a narrow interval.
-    assert first.startswith(
-        "- **DiffSAC over SAC**: 1.99 on Hopper-v4, 1.99 on Walker2d-v4: better, IQM 1.99 (1.98 to 2.00), P 1.00"
+    # At the steps of the two alone: 15 evaluations on Hopper, too. All of DiffSAC's are twice SAC's: a narrow interval,
+    # and of the 20 orders of three and three seeds on either environment the first and the last: p = 2 / 400.
+    assert first == (
+        "- **DiffSAC over SAC**, deterministic policy, 3 seeds: better (p = 0.005), IQM 1.99 (1.98 to 2.00), P 1.00"
+        " (1.00 to 1.00). 1.99 on Hopper-v4, 1.99 on Walker2d-v4."
     )
-    assert first.endswith(" (3 seeds, deterministic policy).")
-    assert second.startswith("- **DiffWPO over DiffSAC**: 0.75 on Hopper-v4: behind, IQM 0.75 (0.7")
-    assert "1.97 on Hopper-v4, 1.97 on Walker2d-v4: better" in ppo and ppo.endswith("(3 seeds, training return).")
-    assert "1.97 on Hopper-v4, 1.97 on Walker2d-v4: better" in ppo_deterministic
-    assert ppo_deterministic.endswith("(3 seeds, deterministic policy).")
-    assert playground.startswith("- **DiffPPO over PPO**: 1.94 on playground/CheetahRun: better, IQM")
-    alone = {name: {e: curves[:1] for e, curves in results[name].items()} for name in ("sac_jax", "diffsac_jax")}
-    assert tables.verdicts(alone).endswith(
-        "1.99 on Walker2d-v4: no verdict from a single seed (1 seed, deterministic policy)."
+    # On one environment three seeds have p = 2 / 20 at the least.
+    assert second.startswith(
+        "- **DiffWPO over DiffSAC**, deterministic policy, 3 seeds: level (p = 0.1), IQM 0.75 (0.7"
     )
-    alone["sac_jax"]["Hopper-v4"], alone["diffsac_jax"]["Hopper-v4"] = (results[n]["Hopper-v4"] for n in alone)
-    assert ": better on Hopper-v4, IQM" in tables.verdicts(alone)
-    below_zero = {**alone, "sac_jax": {e: [*results["sac_jax"][e][1:], losing(results, e)] for e in ("Hopper-v4",)}}
+    assert ppo.startswith("- **DiffPPO over PPO**, training return, 3 seeds: better (p = 0.005), IQM 1.97")
+    assert ppo_deterministic.startswith(
+        "- **DiffPPO over PPO**, deterministic policy, 3 seeds: better (p = 0.005), IQM"
+    )
+    assert playground.startswith("- **DiffPPO over PPO**, deterministic policy, 3 seeds: level (p = 0.1), IQM 1.94")
+    two = {name: {e: curves[:2] for e, curves in results[name].items()} for name in ("sac_jax", "diffsac_jax")}
+    assert tables.verdicts(two).startswith(
+        "- **DiffSAC over SAC**, deterministic policy, 2 seeds: no verdict from fewer than 3 seeds. 1.99 on Hopper-v4, "
+    )
+    two["sac_jax"]["Hopper-v4"], two["diffsac_jax"]["Hopper-v4"] = (results[n]["Hopper-v4"] for n in two)
+    assert ", 2 to 3 seeds: level on Hopper-v4 (p = 0.1), IQM" in tables.verdicts(two)
+    below_zero = {**two, "sac_jax": {e: [*results["sac_jax"][e][1:], losing(results, e)] for e in ("Hopper-v4",)}}
     assert tables.verdicts(below_zero) == ""  # no ratio, and no verdict from several seeds either
-    doubt = Pair("a", "b", "training", {"X": 1}, [3], iqm=(0.97, 0.9, 1.1), base_iqm=1.0, improvement=(0.3, 0.1, 0.45))
-    assert tables.verdict_of(doubt, ["X"]).startswith("behind, IQM 0.97 (0.90 to 1.10), P 0.30 (0.10 to 0.45)")
-    # Equality is the base's IQM, and two seeds are too few whatever they say.
-    close = replace(doubt, iqm=(1.2, 1.05, 1.4), base_iqm=1.1, improvement=(0.8, 0.6, 1.0))
-    assert tables.verdict_of(close, ["X"]).startswith("level, IQM 1.20")
-    assert tables.verdict_of(replace(close, base_iqm=1.0), ["X"]).startswith("better, IQM 1.20")
-    assert tables.verdict_of(replace(close, seeds=[2, 3]), ["X"]).startswith("no verdict from 2 seeds, IQM 1.20 (1.05")
-    level = {"sac_jax": results["sac_jax"], "diffsac_jax": results["sac_jax"]}
-    assert ": level, IQM" in tables.verdicts(level)
+    pair = Pair("a", "b", "training", {"X": 1}, [3], (0.97, 0.9, 1.1), 1.0, improvement=(0.3, 0.1, 0.45), p=0.04)
+    assert tables.verdict_of(pair, ["X"]) == "behind (p = 0.04), IQM 0.97 (0.90 to 1.10), P 0.30 (0.10 to 0.45)"
+    assert tables.verdict_of(replace(pair, p=0.051), ["X"]).startswith("level (p = 0.051)")
+    assert tables.verdict_of(replace(pair, improvement=(0.7, 0.5, 0.9)), ["X", "Y"]).startswith(
+        "better on X (p = 0.04)"
+    )
 
 
 def losing(results, env_id):
@@ -142,7 +156,7 @@ def test_aggregate_table(results):
     lines = tables.aggregate_table(results).splitlines()
     line = next(x for x in lines if "DiffSAC against SAC | deterministic" in x)
     assert line.startswith("| DiffSAC against SAC | deterministic | Hopper-v4 150k, Walker2d-v4 150k | 3 | 1.99 (1.9")
-    assert line.endswith(" | 1.00 | 1.00 (1.00 to 1.00) |"), line
+    assert line.endswith(" | 1.00 | 1.00 (1.00 to 1.00) | 0.005 |"), line
 
 
 def test_cost_table(results):
