@@ -30,6 +30,8 @@ import json
 import math
 import os
 import re
+import shlex
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -51,6 +53,11 @@ COLUMNS = (
     *("wall_time", "steps_per_second", "arguments"),
 )
 TRAINING_EPISODES = 100
+EVALUATED = {
+    "eval/episodic_return_stochastic": "stochastic_return",
+    "eval/episodic_return_deterministic": "deterministic_return",
+    "eval/entropy": "entropy",
+}
 # By a part of the folder's name, what is no part of RESULTS, and where it goes.
 ELSEWHERE = {
     "__quick_": "of the quick suite; --results FOLDER exports it",
@@ -88,7 +95,7 @@ def arguments(script: str, values: dict[str, Any]) -> str:
         if isinstance(value, bool):
             words.append(flag(name) if value else flag(f"no_{name}"))
         else:
-            words.append(f"{flag(name)} {_text(value)}")
+            words.append(f"{flag(name)} {shlex.quote(_text(value))}")
     return " ".join(words)
 
 
@@ -153,30 +160,28 @@ def _rows(learning_starts: int, scalars: list[tuple]) -> list[dict[str, Any]]:
     learning_steps = 0
     chunk_step, chunk_end = 0, math.nan
     for step, clock, seed, tag, value in scalars:
-        if tag == "charts/episodic_return":
+        if tag.startswith("eval/"):
+            # Its first value follows the chunk in the same process: the difference of clocks is its duration.
+            if step not in evaluations:
+                seconds += clock - chunk_end
+                evaluations[step] = {
+                    "seed": seed,
+                    "global_step": step,
+                    "training_return": f"{fmean(episodes[-TRAINING_EPISODES:]):.3f}" if episodes else "",
+                    **dict.fromkeys(("stochastic_return", "deterministic_return", "entropy"), ""),  # NaN has no row
+                    "wall_time": f"{seconds:.1f}",
+                }
+            if tag in EVALUATED:
+                evaluations[step][EVALUATED[tag]] = f"{value:.3f}"
+        elif tag == "charts/episodic_return":
             episodes.append(value)
         elif tag == "charts/SPS":
             chunk = (step - chunk_step) / value
             if chunk_step >= learning_starts:
                 learning_seconds, learning_steps = learning_seconds + chunk, learning_steps + step - chunk_step
             seconds, chunk_step, chunk_end = seconds + chunk, step, clock
-        elif tag == "eval/episodic_return_stochastic":
-            # An evaluation follows its chunk in the same process: the difference of clocks is its duration.
-            seconds += clock - chunk_end
-            evaluations[step] = {
-                "seed": seed,
-                "global_step": step,
-                "stochastic_return": f"{value:.3f}",
-                "training_return": f"{fmean(episodes[-TRAINING_EPISODES:]):.3f}" if episodes else "",
-                "entropy": "",
-                "wall_time": f"{seconds:.1f}",
-            }
-        elif tag == "eval/episodic_return_deterministic":
-            evaluations[step]["deterministic_return"] = f"{value:.3f}"
-        elif tag == "eval/entropy":
-            evaluations[step]["entropy"] = f"{value:.3f}"
     rate = f"{learning_steps / learning_seconds:.1f}" if learning_seconds else ""
-    return [{**row, "steps_per_second": rate} for row in evaluations.values() if "deterministic_return" in row]
+    return [{**row, "steps_per_second": rate} for row in evaluations.values()]
 
 
 # -------------------------------------------------------------------------------------------------------------- files
@@ -262,14 +267,16 @@ def suite_entries(results: Path = RESULTS) -> list[str]:
 
     Raises UserError.
     """
+    if not list(results.glob("*.csv")):
+        raise UserError(f"there are no CSV files in {results}")
     seeds: dict[tuple, dict[int, None]] = {}  # a dict keeps the order, and each once
     for path in sorted(results.glob("*.csv")):
         for row in read_csv(path):
-            words, steps = row["arguments"].split(), defaults(row["script"])["total_timesteps"]
+            words, steps = shlex.split(row["arguments"]), defaults(row["script"])["total_timesteps"]
             if "--total-timesteps" in words:
                 at = words.index("--total-timesteps")
                 steps, words = int(words[at + 1]), words[:at] + words[at + 2 :]
-            run = row["exp_name"], row["script"] + ".py", " ".join(words), steps, row["env_id"]
+            run = row["exp_name"], row["script"] + ".py", shlex.join(words), steps, row["env_id"]
             seeds.setdefault(run, {})[int(row["seed"])] = None
     envs: dict[tuple, list[str]] = {}
     for (name, script, flags, steps, env_id), of_run in seeds.items():
@@ -294,6 +301,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the results as entries of suite `committed`")
     options = parser.parse_args()
     if options.list:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
         with one_line_errors():
             print("\n".join(suite_entries(options.results)))
         return 0
@@ -301,7 +309,7 @@ def main() -> int:
         parser.error("name at least one run folder, or --list")
     refused = 0
     for folder in options.runs:
-        if folder.is_file() or folder.name == "logs":
+        if folder.is_file() or (folder.name == "logs" and not (folder / "args.json").exists()):
             continue  # `runs/*` names more than run folders
         where = [ELSEWHERE[part] for part in ELSEWHERE if part in folder.name]
         if options.results == RESULTS and where:
@@ -311,7 +319,7 @@ def main() -> int:
             rows = read_run(folder, options.allow_dirty, options.allow_unfinished)
             path = merge(rows, options.results)
             print(f"{path.name}: {len(rows)} rows from {folder.name}")
-        except UserError as error:
+        except (UserError, OSError) as error:
             refused += 1
             print(f"error: {error}", file=sys.stderr)
     return 2 if refused else 0

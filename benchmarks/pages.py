@@ -50,10 +50,11 @@ def filled(text: str, place: Path, results: Results, folder: Path, figures: Path
     return MARKERS.sub(replace, text)
 
 
-def own_page(figures: Path) -> str:
-    """The text, to be filled, of a page with every figure and every table of training results."""
+def own_page(results: Results, folder: Path, figures: Path) -> str:
+    """The text, to be filled, of a page with every figure and every table that has something of training results."""
     names = [f"figure {path.stem}: {path.stem}" for path in sorted(figures.glob("*.png"))]
-    names += [f"table {name}" for name in TRAINING]
+    tables = {name: make for name, make in TRAINING.items() if not name.endswith("-main")}
+    names += [f"table {name}" for name, make in tables.items() if make(results, folder)]
     return "# Results\n\n" + "".join(f"<!-- {name} -->\n<!-- end -->\n\n" for name in names)
 
 
@@ -78,7 +79,7 @@ def main() -> int:
         written = draw_figures(results, read_rows(folder / "reference.csv"), figures)
         print("\n".join(f"figure: {path}" for path in written) or "no results to draw")
     if options.results:
-        texts = {options.results / "results.md": own_page(figures)}
+        texts = {options.results / "results.md": own_page(results, folder, figures)}
     else:
         texts = {page: page.read_text() for page in pages(options.root)}
     for page, text in texts.items():

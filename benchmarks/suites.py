@@ -19,6 +19,7 @@ from harness.experiment import rules
 
 SUITES = Path(__file__).with_name("suites.toml")
 KEYS = {"name": str, "script": str, "flags": str, "envs": list, "seeds": list, "steps": int}
+OWN_FLAGS = {"--env-id", "--seed", "--num-seeds", "--total-timesteps", "--exp-name", "--runs-folder", "--run-name"}
 ENGINES = ("slurm", "ray")  # tables of these names are no suites: what the engines are told
 
 
@@ -92,6 +93,8 @@ def entries(suites: dict[str, Any], suite: str, included_by: tuple[str, ...] = (
     include, runs = shared.pop("include", []), shared.pop("runs", [])
     if not isinstance(include, list) or not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
         raise UserError(f"suite {suite!r} must have a list of tables as runs, and of names as include")
+    if not include and not runs:
+        raise UserError(f"suite {suite!r} has neither runs nor include")
     found = [entry for other in include for entry in entries(suites, other, (*included_by, suite))]
     for own in runs:
         entry = {**shared, **own}
@@ -111,6 +114,9 @@ def check(entry: dict[str, Any], settings: Any, suite: str) -> None:
         raise UserError(f"a run of suite {suite!r} needs names as envs and whole numbers as seeds: {entry}")
     if not isinstance(settings, dict) or {type(flags) for flags in settings.values()} != {str}:
         raise UserError(f"the settings of suite {suite!r} must be flags by name, not {settings}")
+    words = [word for flags in (entry["flags"], *settings.values()) for word in shlex.split(flags)]
+    if own := sorted({word.split("=")[0].replace("_", "-") for word in words} & OWN_FLAGS):
+        raise UserError(f"a run of suite {suite!r} may not have {own[0]} among its flags: the sweep gives it")
 
 
 def jobs_of(suites: dict[str, Any], suite: str, vmap: bool = False, steps: int | None = None) -> list[Job]:

@@ -132,6 +132,16 @@ def module_of(engine: str) -> Any:
         raise UserError(f"--on {engine} needs {error.name}: pip install '.[{engine}]'") from None
 
 
+def stands_of(suites: dict[str, Any], options: argparse.Namespace, runs: Path, vmap: bool) -> list[Stand]:
+    """How the suite's jobs stand. `vmap`: consecutive seeds are one."""
+    return [look(job, runs) for job in jobs_of(suites, options.suite, vmap, options.steps)]
+
+
+def begun(stands: list[Stand]) -> int:
+    """How many have a folder."""
+    return sum(stand.folder.exists() for stand in stands)
+
+
 def main() -> int:
     """Returns the exit status: 0, 1 if any run failed, 128 + its number after a signal."""
     options = parser().parse_args()
@@ -141,7 +151,9 @@ def main() -> int:
         module = module_of(options.on)
         engine = module.Engine(options.jobs, {**settings.get(options.on, {}), **dict(options.set)})
         vmap = options.vmap == "1" or (options.vmap == "auto" and engine.has_gpu())
-        stands = [look(job, runs) for job in jobs_of(suites, options.suite, vmap, options.steps)]
+        stands = stands_of(suites, options, runs, vmap)
+        if options.vmap == "auto":  # as the runs that are there were divided, maybe on a machine of another kind
+            stands = max(stands, stands_of(suites, options, runs, not vmap), key=begun)
         if not options.dry_run and not options.status:
             (runs / "logs").mkdir(parents=True, exist_ok=True)
     except (UserError, OSError, ValueError) as error:

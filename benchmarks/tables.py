@@ -13,6 +13,7 @@ from benchmarks.results import (
     FAMILIES,
     FAMILY_POLICIES,
     FEWEST_SEEDS,
+    POLICIES,
     Curve,
     Pair,
     Results,
@@ -209,6 +210,17 @@ def seeds_table(results: Results, family: str) -> str:
                 rows.append([env_id, label(name), thousands(limit), policy, each, *means, largest])
     header = ["Environment", "Algorithm", "steps", "policy", "score by seed", "score", "entropy", "maximum"]
     return markdown(header, rows, below=f"Entropy: {ENTROPY}.")
+
+
+def scores_table(results: Results) -> str:
+    """Every run by name, whatever it is called."""
+    rows = []
+    for name in results:
+        for env_id in environments(results, (name,)):
+            limit, curves = at_equal_steps(results, (name,), env_id)
+            means = [score(curves[name], metric) for metric in (*POLICIES, "entropy")]
+            rows.append([name, env_id, thousands(limit), seeds_of(curves[name]), *means])
+    return markdown(["name", "environment", "steps", "seeds", *POLICIES, "entropy"], rows, below=f"Entropy: {ENTROPY}.")
 
 
 def ablation_table(results: Results, prefix: str, *policies: str) -> str:
@@ -443,6 +455,7 @@ TRAINING = {
     "off-policy-seeds": lambda results, folder: seeds_table(results, "off-policy"),
     "on-policy-seeds": lambda results, folder: seeds_table(results, "on-policy"),
     "playground-seeds": lambda results, folder: seeds_table(results, "playground"),
+    "scores": lambda results, folder: scores_table(results),
     "aggregate": lambda results, folder: aggregate_table(results),
     "diffsac-k": lambda results, folder: ablation_table(results, "diffsac", "deterministic", "stochastic"),
     "diffppo-k": lambda results, folder: ablation_table(results, "diffppo", "training", "deterministic", "stochastic"),

@@ -17,7 +17,9 @@ def check_spaces(env_id: str, env: gym.Env) -> None:
         raise UserError(
             f"{env_id!r} has the action space {actions}; these algorithms need real numbers, not whole ones"
         )
-    if not np.all(np.isfinite(actions.low) & np.isfinite(actions.high) & (actions.low < actions.high)):
+    if not np.all(actions.low < actions.high):
+        raise UserError(f"{env_id!r} has the action space {actions}, of which a dimension has no width")
+    if not np.all(np.isfinite(actions.low) & np.isfinite(actions.high)):
         raise UserError(f"{env_id!r} has the unbounded action space {actions}; give it finite bounds in a wrapper")
     with np.errstate(over="ignore"):
         if not np.all(np.isfinite((actions.high - actions.low).astype(np.float32))):
@@ -61,6 +63,9 @@ def flatten_observations(space: gym.Space, obs: Any) -> np.ndarray:
         except (KeyError, IndexError, TypeError) as error:
             raise UserError(f"no observation of {space}: {one_line(error)}") from None
     obs, shape = np.asarray(obs), space.shape or ()
+    real = isinstance(space, gym.spaces.Box) or np.issubdtype(obs.dtype, np.floating)
+    if shape == () and real and obs.ndim and obs.shape[-1] == size:  # a number, or one of several, as a vector
+        return obs.astype(np.float32)
     lead = obs.shape[: obs.ndim - len(shape)]
     if not isinstance(space, gym.spaces.Dict | gym.spaces.Tuple) and obs.shape[len(lead) :] == shape:
         if isinstance(space, gym.spaces.Box):

@@ -169,7 +169,8 @@ def with_episode(
 ) -> tuple[EnvState, TimeStep]:
     """The result of a step (see `TimeStep`), with the episodes' returns and lengths carried on from `env_state`."""
     done = terminated | truncated
-    finite = (jnp.isfinite(obs) & jnp.isfinite(final_obs)).all(axis=-1) & jnp.isfinite(reward)
+    before_and_after = jnp.isfinite(env_state.obs) & jnp.isfinite(obs) & jnp.isfinite(final_obs)
+    finite = before_and_after.all(axis=-1) & jnp.isfinite(reward)
     episode = Episode(done, env_state.episode_return + reward, env_state.episode_length + 1, finite)
     going_on = {"episode_return": episode.return_ * ~done, "episode_length": episode.length * ~done}
     env_state = env_state.replace(obs=obs, **going_on)

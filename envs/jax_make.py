@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ class Task:
 
 def is_jax(env_id: str) -> bool:
     """Whether the id means an environment written in JAX: `playground/NAME`, `brax/NAME` or `module:Class`."""
-    if env_id.split("/")[0] in LIBRARIES:
+    if env_id.startswith(tuple(f"{library}/" for library in LIBRARIES)):
         return True
     module, _, name = env_id.rpartition(":")
     with contextlib.suppress(Exception):  # a module that cannot be imported is reported where it is asked for
@@ -64,7 +65,7 @@ def make_jax(env_id: str, env_kwargs: str = "{}") -> Task:
     except Exception as error:
         raise UserError(f"cannot make environment {env_id!r}: {one_line(error)}") from error
     for name, least in (("episode_length", task.episode_length), ("action_repeat", task.action_repeat)):
-        if least is not None and (not isinstance(least, int) or least < 1):
+        if least is not None and (not isinstance(least, numbers.Integral) or least < 1):
             raise UserError(f"{env_id!r}: {name} must be a positive whole number, not {least!r}")
     return dataclasses.replace(task, state=check(env_id, task.env))
 
@@ -118,6 +119,8 @@ def check(env_id: str, env: Any) -> Any:
     """
     if missing := [name for name in ("reset", "step", "action_size") if not hasattr(env, name)]:
         raise UserError(f"{env_id!r} is no environment in JAX: it has no {', '.join(missing)}")
+    if not isinstance(env.action_size, numbers.Integral) or env.action_size < 1:
+        raise UserError(f"{env_id!r}: action_size must be a positive whole number, not {env.action_size!r}")
     try:
         begin = jax.eval_shape(env.reset, jax.random.key(0))
         then = jax.eval_shape(env.step, begin, jax.ShapeDtypeStruct((env.action_size,), jnp.float32))

@@ -13,6 +13,7 @@ from envs import Environment, UserError, make_env
 from harness.checkpoint import Checkpoints
 from harness.experiment import Experiment
 from harness.folder import RunFolder
+from harness.guard import finite
 
 
 def load_agent(
@@ -28,7 +29,7 @@ def load_agent(
     of the environment, flattened to `[O]` or as it is, or a batch of them (of a dictionary one of arrays).
 
     Raises:
-      UserError: the folder is no run with saved agents, or has no such seed.
+      UserError: the folder is no run with saved agents, has no such seed, or the seed was stopped by NaN or infinity.
     """
     folder = RunFolder(run)
     module = folder.script()
@@ -38,7 +39,10 @@ def load_agent(
     agents = read_agents(folder, module, args, env)
     if seed is not None and seed not in args.seeds:
         raise UserError(f"{str(run)!r} has the seeds {args.seeds[0]} to {args.seeds[-1]}, not {seed}")
-    agent = jax.tree.map(lambda x: x[0 if seed is None else seed - args.seed], agents)
+    index = 0 if seed is None else seed - args.seed
+    if not finite(agents)[index]:
+        raise UserError(f"seed {args.seeds[index]} of {str(run)!r} was stopped: its parameters are not finite")
+    agent = jax.tree.map(lambda x: x[index], agents)
 
     @jax.jit
     def batched(obs, key):
@@ -49,7 +53,7 @@ def load_agent(
     def act(obs: np.ndarray, key: jax.Array) -> np.ndarray:
         obs = env.flatten(obs)
         action = np.asarray(batched(obs.reshape(-1, env.observation_size), key))
-        return env.to_env_units(action).reshape(*obs.shape[:-1], -1)
+        return env.to_env_units(action).reshape(*obs.shape[:-1], env.action_size)
 
     return act
 

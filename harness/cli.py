@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import re
 import sys
 import typing
@@ -48,6 +49,9 @@ def check_jax() -> None:
         raise UserError("JAX_DISABLE_JIT is set: a step of training would take minutes; unset it")
     if jax.config.jax_enable_x64:
         raise UserError("JAX_ENABLE_X64 is set: the scripts compute in float32; unset it")
+    threads = os.environ.get("NPROC", "")
+    if threads and not threads.isdecimal():
+        raise UserError(f"NPROC, the number of threads, is {threads!r}")
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
@@ -91,7 +95,7 @@ def parse(Args: type[Experiment], words: list[str]) -> Experiment:
 def named(args: Experiment) -> Experiment:
     """The arguments, with `resume` where there is a run called `run_name`. Raises UserError: it has others."""
     path = Path(args.runs_folder) / args.run_name
-    if not (path / "args.json").exists():
+    if not os.path.exists(path / "args.json"):  # where the name is too long, too
         return args
     place = {"runs_folder": args.runs_folder, "run_name": args.run_name}
     stored = dataclasses.replace(RunFolder(path).arguments(type(args)), **place)

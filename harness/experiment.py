@@ -70,6 +70,8 @@ class Experiment:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), rules(field).get("at_least")
+            if hints[field.name] in (int, float) and not isinstance(value, int | float):
+                raise UserError(f"{flag(field.name)} must be a number, not {value!r}")
             if hints[field.name] in (int, float) and not -math.inf < value < math.inf:
                 raise UserError(f"{flag(field.name)} must be finite, not {value}")
             if least is not None and value < least:

@@ -101,8 +101,8 @@ class RunFolder:
     def summary(self) -> dict[str, Any]:
         """summary.json, empty where there is none."""
         try:
-            return json.loads((self.path / "summary.json").read_text())
-        except (OSError, ValueError):
+            return dict(json.loads((self.path / "summary.json").read_text()))
+        except (OSError, ValueError, TypeError):
             return {}
 
     def status(self) -> str:
@@ -182,7 +182,7 @@ class RunFolder:
                 gone = not any((self.path / name).exists() for name in ("lock", "args.json", "scalars.csv"))
             if gone:
                 shutil.rmtree(self.path, ignore_errors=True)  # what a checkpoint in progress made again
-                raise RunFolderError(f"the folder {self.path} was deleted: nothing is left of this run") from error
+                raise RunFolderError(f"the folder {self.path} was deleted or moved: nothing is left there") from error
             known = isinstance(error, OSError)
             what = "cannot write to" if known else "something went wrong while writing to"
             reason = error.strerror if known and error.strerror else one_line(error)

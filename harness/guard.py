@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs import Episode
+from harness.experiment import Experiment
+from harness.progress import say
 
 
 def not_finite(
@@ -32,6 +34,13 @@ def not_finite(
             what = f"{', '.join(losses) or 'a parameter'} is not finite"
             found[s] = {"steps": num_steps * num_envs, "cause": "learning", "what": what}
     return found
+
+
+def say_evaluation(values: dict[str, np.ndarray], args: Experiment, step: int, running: list[int]) -> None:
+    """Says which evaluations `values`, by tag `[S]`, of the seeds with the indices `running` are not finite."""
+    for tag, x in values.items():
+        if bad := [f"{args.seeds[s]}" for s in running if not np.isfinite(x[s])]:
+            say(f"{tag} of seed {', '.join(bad)} at step {step:,} is not finite")
 
 
 @jax.jit

@@ -19,6 +19,7 @@ from tensorboardX.record_writer import RecordWriter
 
 from envs import Episode, UserError, one_line
 from harness.experiment import Experiment
+from harness.progress import say
 
 HEADER = "global_step,wall_time,seed,tag,value\n"
 
@@ -36,8 +37,12 @@ class Log:
         self.folder, self.seeds, self.wandb = folder, args.seeds, wandb
         self._epoch = time.time() - time.monotonic()  # a clock that is set does not move what is written
         path = folder / "scalars.csv"
-        if args.resume is not None and path.exists():
-            _cut(path, num_bytes, step)
+        if args.resume is not None:
+            size = path.stat().st_size if path.exists() else 0
+            if size < (num_bytes or 0):
+                say(f"scalars.csv has {size:,} bytes of {num_bytes:,} at step {step:,}: rows before it are missing")
+            if size:
+                _cut(path, num_bytes, step)
         self.csv = path.open("a", buffering=1)
         if self.csv.tell() == 0:
             self.csv.write(HEADER)
@@ -86,9 +91,15 @@ class Log:
     def _event(self, agent: int, now: float, **fields: Any) -> None:
         self.events[agent].write(Event(wall_time=now, **fields).SerializeToString())
 
-    def flush(self) -> int:
-        """Returns the size of scalars.csv. Raises FileNotFoundError where it was deleted or replaced."""
+    def flush(self, to_disk: bool = False) -> int:
+        """Returns the size of scalars.csv. Raises FileNotFoundError where it was deleted or replaced.
+
+        Args:
+          to_disk: forces its rows to disk, where a checkpoint that counts on them goes, too.
+        """
         self.csv.flush()
+        if to_disk:
+            os.fsync(self.csv.fileno())
         for events in self.events:
             events.flush()
         if os.stat(self.folder / "scalars.csv").st_ino != os.fstat(self.csv.fileno()).st_ino:

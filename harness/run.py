@@ -17,7 +17,7 @@ from harness.clock import compile_seconds
 from harness.devices import keep_compiled, new_training
 from harness.experiment import Experiment
 from harness.folder import RunFolder
-from harness.guard import not_finite
+from harness.guard import not_finite, say_evaluation
 from harness.lock import lock
 from harness.log import Log, check_wandb, start_wandb
 from harness.progress import Progress, say, say_header, say_summary
@@ -47,10 +47,9 @@ class Run:
         check_video(args)
         keep_compiled(env)
         self.args, self.env, self.step, self.record = args, env, 0, Record()
+        self._begin, self._versions = time.monotonic(), provenance.versions()
         self.folder = RunFolder.create(args) if args.resume is None else RunFolder(args.resume)
         self._lock = lock(self.folder.path, new=args.resume is None)
-        self._begin = time.monotonic()
-        self._versions = provenance.versions()
         self._wandb = start_wandb(args, self.folder.path) if args.track else None
         self._checkpoints = Checkpoints(self.folder.path)
         self._signals = Signals(say)
@@ -133,9 +132,10 @@ class Run:
 
     def log_evaluation(self, results: dict[str, dict[str, Any]]) -> None:
         """Writes an evaluation (see `harness.evaluation.Evaluator`)."""
-        values = self.record.add_evaluation(results)
+        values, running = self.record.add_evaluation(results), self.record.running(self.args)
+        say_evaluation(values, self.args, self.step, running)
         with self._writing():
-            self._log.values(self.step, values, self.record.running(self.args))
+            self._log.values(self.step, values, running)
             self._log.flush()
 
     def save_if_due(self, state: Any) -> None:
@@ -151,7 +151,7 @@ class Run:
         with self._writing():
             record = {**self.record.to_json(), "wall_seconds": self.record.wall_seconds + begin - self._begin}
             facts = {"step": self.step, "record": record, "env": self.env.save_host()}
-            self._checkpoints.save(self.step, state, {**facts, "scalars_bytes": self._log.flush()})
+            self._checkpoints.save(self.step, state, {**facts, "scalars_bytes": self._log.flush(to_disk=True)})
         self.record.checkpoint_seconds += time.monotonic() - begin
         if first and not self._signals.stop:
             say_unless_replayable(self.env, facts["env"])

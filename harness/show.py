@@ -21,6 +21,7 @@ from harness.cli import one_line_errors
 from harness.devices import keep_compiled
 from harness.evaluation import POLICIES, Evaluator
 from harness.folder import RunFolder
+from harness.guard import finite
 from harness.video import record_video
 
 
@@ -61,14 +62,18 @@ def show(settings: Settings) -> None:
     with Evaluator(args, module.sample_action, module.deterministic_action) as evaluate:
         keep_compiled(evaluate.env)
         agents = read_agents(folder, module, stored, evaluate.env)
+        stopped = [seed for seed, ok in zip(stored.seeds, finite(agents), strict=True) if not ok]
+        for seed in stopped:
+            print(f"{args.env_id} seed {seed} was stopped: its parameters are not finite")
         for policy in policies:
             result = evaluate.episodes(policy, agents, stored.total_timesteps)
             for seed, returns, lengths in zip(stored.seeds, result["return"], result["length"], strict=True):
-                print(
-                    f"{args.env_id} seed {seed} {policy:13s} return {returns.mean():9.2f} +- {returns.std():8.2f} "
-                    f"(min {returns.min():.2f}, max {returns.max():.2f}, {len(returns)} episodes, "
-                    f"mean length {lengths.mean():.1f})"
-                )
+                if seed not in stopped:
+                    print(
+                        f"{args.env_id} seed {seed} {policy:13s} return {returns.mean():9.2f} +- {returns.std():8.2f} "
+                        f"(min {returns.min():.2f}, max {returns.max():.2f}, {len(returns)} episodes, "
+                        f"mean length {lengths.mean():.1f})"
+                    )
     if settings.video:
         deterministic = policies[-1] == "deterministic"
         record_video(settings.run, deterministic, args.seed, settings.seconds, settings.size, env_kwargs)

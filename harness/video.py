@@ -31,7 +31,7 @@ def record_video(
     size: tuple[int, int] | None = None,
     env_kwargs: str | None = None,
 ) -> Path | None:
-    """Records one episode of the run's first agent as RUN/videos/{policy}.mp4.
+    """Records one episode of the run's first agent that was not stopped as RUN/videos/{policy}.mp4.
 
     Where it cannot be rendered or encoded, says so in one line and returns None.
 
@@ -46,7 +46,9 @@ def record_video(
     if not installed():
         print(f"no video: {NEEDS}", file=sys.stderr)
         return None
-    act = load_agent(run, deterministic=deterministic)
+    stopped = folder.summary().get("stopped", {})
+    seed = next((seed for seed in args.seeds if str(seed) not in stopped), args.seed)
+    act = load_agent(run, seed, deterministic)
     path = folder.path / "videos" / f"{'deterministic' if deterministic else 'stochastic'}.mp4"
     try:
         path.parent.mkdir(exist_ok=True)

@@ -53,6 +53,10 @@ class Walk:
         return State(self.observe(place), reward, jnp.abs(place) > 1.0, place, info)
 
 
+class Idle(Walk):
+    action_size = 0
+
+
 class Images(Walk):
     def observe(self, place):
         return {"pixels/view_0": jnp.zeros((4, 4, 3)), "state": jnp.stack([place])}

@@ -5,11 +5,14 @@ import dataclasses
 import json
 import shlex
 import threading
+import tomllib
 
+import numpy as np
 import pytest
 
 import sac_jax
 from benchmarks import export, suites
+from benchmarks.results import load
 from envs import UserError
 from harness.experiment import option
 from harness.folder import LAYOUT
@@ -94,6 +97,21 @@ def test_training_return_is_of_the_last_100_episodes(tmp_path):
     (run / "scalars.csv").write_text(lines[0] + episodes + "".join(lines[1:]))
     # 150 episodes by step 200: the last hundred are 96 zeros and 1 .. 4.
     assert export.read_run(run)[0]["training_return"] == "0.100"
+
+
+@pytest.mark.parametrize("missing", ["stochastic", "deterministic"])
+def test_an_evaluation_that_was_not_finite_is_an_empty_field(tmp_path, missing):
+    """NaN has no row in scalars.csv: the other policy's return stays."""
+    run = make_run(tmp_path / "runs" / "a")
+    lines = (run / "scalars.csv").read_text().splitlines(keepends=True)
+    tag = f"eval/episodic_return_{missing}"
+    (run / "scalars.csv").write_text("".join(x for x in lines if not (x.startswith("200,") and tag in x)))
+    first, last = rows_of(export.merge(export.read_run(run), tmp_path / "results"))
+    returns = {policy: first[f"{policy}_return"] for policy in ("stochastic", "deterministic")}
+    assert returns == {"stochastic": "201.000", "deterministic": "401.000", missing: ""}
+    assert (first["wall_time"], last["wall_time"], last[f"{missing}_return"] != "") == ("7.0", "14.0", True)
+    (curve,) = load(tmp_path / "results")["sac_jax"]["Hopper-v4"]
+    assert np.isnan(curve.measured[missing][0]) and np.isfinite(curve.measured[missing][1])
 
 
 def test_a_seed_replaces_its_rows(tmp_path):
@@ -254,6 +272,26 @@ def test_a_script_may_say_that_an_argument_does_not_compute(monkeypatch):
 
     monkeypatch.setattr(sac_jax, "Args", Args)
     assert export.arguments("sac_jax", {"shown": 2, "used": 2}) == "--used 2"
+
+
+def test_arguments_with_spaces_come_back_from_the_list(tmp_path):
+    run = make_run(tmp_path / "runs" / "a", env_kwargs='{"g": 9.8, "max_episode_steps": 50}')
+    export.merge(export.read_run(run), tmp_path / "results")
+    (line,) = export.suite_entries(tmp_path / "results")
+    found = tomllib.loads(f"[mine]\nruns = [{line}]")
+    (job,) = suites.jobs_of(found, "mine")
+    assert json.loads(job.args.env_kwargs) == {"g": 9.8, "max_episode_steps": 50}
+
+
+def test_what_cannot_be_written_or_listed_is_one_line(tmp_path, monkeypatch, capsys):
+    run = make_run(tmp_path / "runs" / "logs")  # no name of a folder that has no run
+    monkeypatch.setattr("sys.argv", ["export", "--results", str(run / "args.json"), str(run)])
+    assert export.main() == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setattr("sys.argv", ["export", "--results", str(tmp_path / "none"), "--list"])
+    with pytest.raises(SystemExit) as leaving:
+        export.main()
+    assert leaving.value.code == 2 and "there are no CSV files in" in capsys.readouterr().err
 
 
 def test_unknown_scripts_are_one_line():

@@ -48,6 +48,7 @@ def test_pages(checkout, call):
     own = (folder / "results" / "results.md").read_text()
     assert "![aggregate](figures/aggregate.png)" in own and "| Hopper-v4 | 120k | 1 2 3 |" in own
     assert "bandit" not in own and (folder / "results" / "figures" / "aggregate.png").exists()
+    assert "No results" not in own and "| ppo_ent0.01 | Hopper-v4 | 90k | 2 |" in own  # whatever it is called
     for other in (checkout / "none", folder):  # which has other CSV files
         status, printed = call("--results", other)
         assert status == 2 and "no CSV files of export.py" in printed.err

@@ -91,6 +91,8 @@ def call(tmp_path, monkeypatch, capsys):
         ([entry(script="json.py")], [], "no script 'json'"),
         ([entry(flags="--q-lr 1")], [], "stand_in.py does not take '--q-lr 1"),
         ([entry(flags="--eval-episodes x")], [], "stand_in.py does not take"),
+        ([entry(flags="--num_seeds=2")], [], "may not have --num-seeds among its flags: the sweep gives it"),
+        ([entry(settings={"long": "--total-timesteps 9"})], [], "may not have --total-timesteps among its flags"),
         ([entry(settings=["--eval-episodes 1"])], [], "must be flags by name"),
         ([entry(settings={"k1": 1})], [], "must be flags by name"),
         ([entry(flags="--eval-episodes 0")], [], "--eval-episodes must be positive"),
@@ -128,6 +130,7 @@ def test_bad_files_and_suites_are_one_line(call, tmp_path):
         ('[mine]\nruns = ["sac_jax.py"]', "must have a list of tables as runs"),
         ("[mine]\nruns = 3", "must have a list of tables as runs"),
         ("[mine]\ninclude = 3", "of names as include"),
+        ("[mine]\nrun = []", "has neither runs nor include"),
     ],
 )
 def test_suites_of_another_form_are_one_line(call, tmp_path, content, message):
@@ -158,6 +161,11 @@ def test_seeds_are_one_process_on_a_gpu(call, monkeypatch):
     assert "--num-seeds" not in call("--dry-run", "--vmap", "0", entries=both).out
     assert call(entries=both).out.endswith("1 runs finished now, 0 failed\n")
     assert "0 runs to do (0 resumed), 1 already finished" in call(entries=both).out
+    # Also from a machine without one, which would have made them two.
+    monkeypatch.setattr(on_here, "accelerator", lambda: False)
+    assert "1 runs: 0 waiting" in call("--status", entries=both).out
+    assert "0 runs to do (0 resumed), 1 already finished" in call(entries=both).out
+    assert "2 runs to do" in call("--dry-run", "--vmap", "0", entries=both).out
 
 
 def test_run_all_passes_its_variables_on(tmp_path):

@@ -3,10 +3,12 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from envs import UserError, make_env
+from envs.interface import new_episode, with_episode
 from tests import jax_environments
 from tests.envs.stepping import in_a_scan
 
@@ -163,6 +165,7 @@ def test_numbers_that_are_not_finite():
         ("Walk", '{"speed": 1}', "unexpected keyword argument 'speed'"),
         ("Walk", '{"episode_length": 0}', "episode_length must be a positive whole number, not 0"),
         ("Walk", '{"action_repeat": 1.5}', "action_repeat must be a positive whole number"),
+        ("Idle", "{}", "action_size must be a positive whole number, not 0"),
         ("jax", "{}", "module"),
     ],
 )
@@ -180,6 +183,20 @@ def test_a_gymnasium_class_and_a_missing_library_are_said():
             make_env(f"{library}/NoSuchThing", 1)
         except UserError as error:
             assert "pip install '.[playground]'" in str(error) or "no such environment" in str(error)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(monkeypatch):
+    monkeypatch.setattr(jax_environments.Walk, "episode_length", np.int64(30))
+    monkeypatch.setattr(jax_environments.Walk, "action_size", np.int32(1))
+    assert make_env(WALK, 1).max_episode_steps == 30
+
+
+def test_an_observation_that_was_acted_on_counts():
+    """The very first one of a run has no step before it."""
+    state = new_episode(jnp.array([[0.0, 1.0], [jnp.nan, 1.0]]))
+    obs, zeros, no = jnp.ones((2, 2)), jnp.zeros(2), jnp.zeros(2, bool)
+    _, time_step = with_episode(state, obs, obs, zeros, no, no)
+    assert time_step.episode.finite.tolist() == [True, False]
 
 
 def test_ids_of_gymnasium_stay_gymnasiums():

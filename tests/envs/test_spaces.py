@@ -23,6 +23,7 @@ def make(name, num_envs=1, **kwargs):
         ({"dtype": "int8", "low": -1}, "need real numbers"),
         ({"dtype": "float64", "low": -1e308, "high": 1e308}, "whose width float32 cannot hold"),
         ({"dtype": "float32", "high": float("inf")}, "unbounded"),
+        ({"dtype": "float32", "low": 1.0, "high": 1.0}, "of which a dimension has no width"),
     ],
 )
 def test_action_spaces_that_are_refused(kwargs, message):
@@ -100,6 +101,17 @@ def test_other_spaces_are_flattened_as_gymnasium_does(space):
     for _ in range(5):
         row = space.sample()
         np.testing.assert_array_equal(flatten_observations(space, row), gym.spaces.flatten(space, row))
+
+
+def test_numbers_and_choices_as_they_are_flattened_and_in_batches():
+    number = gym.spaces.Box(-1, 1, ())
+    for obs, shape in ((0.5, (1,)), ([0.5], (1,)), ([0.1, 0.2, 0.3], (3, 1)), ([[0.1], [0.2]], (2, 1))):
+        assert flatten_observations(number, np.array(obs)).shape == shape
+    choice, flat = gym.spaces.Discrete(4), np.eye(4)
+    np.testing.assert_array_equal(flatten_observations(choice, 1), flat[1])
+    np.testing.assert_array_equal(flatten_observations(choice, np.array([3, 0, 1, 2])), flat[[3, 0, 1, 2]])
+    np.testing.assert_array_equal(flatten_observations(choice, flat[1]), flat[1])
+    np.testing.assert_array_equal(flatten_observations(choice, flat), flat)
 
 
 def test_actions_in_the_units_type_and_bounds_of_the_space():

@@ -13,6 +13,7 @@ from common import normalization
 from envs import UserError
 from envs.gymnasium_env import GymnasiumEnv
 from harness import RunFolder, load_agent
+from harness import agents as harness_agents
 from harness.checkpoint import complete
 from tests.running import agents
 
@@ -99,6 +100,13 @@ def copy(trained, tmp_path):
 def change_args(folder, **more):
     stored = json.loads((folder / "args.json").read_text())
     (folder / "args.json").write_text(json.dumps({**stored, **more}))
+
+
+def test_a_seed_that_was_stopped_does_not_act(trained, monkeypatch):
+    monkeypatch.setattr(harness_agents, "finite", lambda agents: np.array([False, True]))
+    with pytest.raises(UserError, match=r"seed 3 of .* was stopped: its parameters are not finite"):
+        load_agent(trained["tiny_jax"])
+    load_agent(trained["tiny_jax"], 4)
 
 
 def test_its_environment_is_closed(trained, monkeypatch):

@@ -286,12 +286,18 @@ def test_the_same_environment_arguments_in_other_words(folder, monkeypatch):
         cli.parse(module_of("sac_jax.py").Args, [*words, '{"g": 2}'])
 
 
+def test_a_name_that_is_too_long(tmp_path):
+    settings = {**small("sac_jax.py"), "runs-folder": tmp_path, "run-name": "a" * 300}
+    assert_one_line(enter("sac_jax.py", settings, status=2).stderr, "File name too long")
+
+
 @pytest.mark.parametrize(
     "variables, message",
     [
         ({"JAX_DISABLE_JIT": "1"}, "JAX_DISABLE_JIT is set"),
         ({"JAX_ENABLE_X64": "1"}, "JAX_ENABLE_X64 is set"),
         ({"JAX_PLATFORMS": "nowhere"}, "JAX finds no device"),
+        ({"NPROC": "two"}, "NPROC, the number of threads, is 'two'"),
     ],
 )
 def test_jax_set_up_otherwise(tmp_path, variables, message):

@@ -34,6 +34,8 @@ def make(**more):
         ({"seed": 2**31}, "--seed must be below 2^31"),
         ({"seed": 2**31 - 2, "num_seeds": 2}, "--seed must be below 2^31"),
         ({"seed": 10**400}, "--seed must be below 2^31"),
+        ({"seed": "1"}, "--seed must be a number, not '1'"),
+        ({"weight_decay": None}, "--weight-decay must be a number, not None"),
         ({"num_seeds": 0}, "--num-seeds must be positive, not 0"),
         ({"num_envs": 0}, "--num-envs must be positive, not 0"),
         ({"total_timesteps": -100}, "--total-timesteps must be positive, not -100"),

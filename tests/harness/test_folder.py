@@ -197,6 +197,12 @@ def test_json_has_no_nan(folder):
     assert not list(folder.path.glob("*.part"))
 
 
+@pytest.mark.parametrize("content", ["null", "[]", "3", "{"])
+def test_an_unreadable_summary_is_none(folder, content):
+    (folder.path / "summary.json").write_text(content)
+    assert folder.summary() == {} and folder.status() == "unfinished"
+
+
 def test_unreadable_versions_are_none(folder):
     assert folder.versions() == []
     for content in ("", "{", "[]", "3"):

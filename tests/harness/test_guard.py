@@ -1,10 +1,12 @@
 """Numbers that are not finite: which seed has them, since when, and who made them."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 
 from envs import Episode
-from harness.guard import finite, not_finite
+from harness.guard import finite, not_finite, say_evaluation
 
 S, T, N = 3, 4, 2
 
@@ -70,3 +72,10 @@ def test_what_counts_as_finite():
     }
     tree["weights"][2, 1] = -np.inf
     assert finite(tree).tolist() == [True, True, False, False]
+
+
+def test_an_evaluation_that_is_not_finite_is_said(capsys):
+    args = SimpleNamespace(seeds=range(4, 7))
+    values = {"a": np.array([1.0, np.nan, np.inf]), "b": np.array([0.0, np.nan, 0.0])}
+    say_evaluation(values, args, 2000, [0, 2])  # the second seed was stopped
+    assert capsys.readouterr().out == "a of seed 6 at step 2,000 is not finite\n"

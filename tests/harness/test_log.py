@@ -1,6 +1,7 @@
 """What a run writes down: scalars.csv and what a resume drops of it, TensorBoard, Weights & Biases."""
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -21,6 +22,23 @@ SETTINGS = {"env-id": "Pendulum-v1", "total-timesteps": 200, "eval-frequency": 1
 @dataclass(frozen=True)
 class Args(Experiment):
     log_frequency: int = 100
+
+
+@pytest.mark.parametrize("left", [None, 60], ids=["deleted", "cut"])
+def test_rows_that_a_checkpoint_counted_on_are_missed(tmp_path, monkeypatch, left):
+    """They are forced to disk before it: what a power cut leaves otherwise is said."""
+    forced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: forced.append(os.path.realpath(f"/dev/fd/{file}")) or fsync(file))
+    enter(TINY, {**SETTINGS, "runs-folder": tmp_path})
+    (folder,) = tmp_path.iterdir()
+    path = folder / "scalars.csv"
+    assert str(path) in forced
+    size = path.stat().st_size
+    os.truncate(path, left) if left else path.unlink()
+    said = enter(TINY, {"resume": folder, "total-timesteps": 300}).stdout
+    assert f"scalars.csv has {left or 0} bytes of {size:,} at step 200: rows before it are missing" in said
+    steps = [row[0] for row in RunFolder(folder).scalars()]
+    assert steps and min(steps) > 200
 
 
 def make(folder, resume=False, **more):

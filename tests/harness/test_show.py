@@ -26,6 +26,23 @@ def shown(capsys, folder, **settings):
     return [(int(x[1]), x[2], *map(float, x.groups()[2:])) for x in found]
 
 
+def test_a_seed_that_was_stopped_shows_no_return(trained, capsys, monkeypatch):
+    monkeypatch.setattr(show, "finite", lambda agents: np.array([False, True]))
+    show.show(show.Settings(trained["tiny_jax"], episodes=1, policy="deterministic"))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "Pendulum-v1 seed 3 was stopped: its parameters are not finite"
+    assert second.startswith("Pendulum-v1 seed 4 deterministic return")
+
+
+def test_a_video_is_of_an_agent_that_was_not_stopped(trained, monkeypatch):
+    filmed = []
+    monkeypatch.setattr(video, "installed", lambda: True)
+    monkeypatch.setattr(RunFolder, "summary", lambda self: {"stopped": {"3": {}}})
+    monkeypatch.setattr(video, "load_agent", lambda run, seed, deterministic: filmed.append(seed))
+    monkeypatch.setattr(video, "make_stage", lambda *_: None)  # no film
+    assert video.record_video(trained["tiny_jax"]) is None and filmed == [4]
+
+
 def test_the_last_evaluation_again(trained, capsys):
     """With the same number of episodes: the same agents, start states and keys. The folder is left as it was."""
     for folder in (trained["tiny_jax"], trained["ppo_jax"]):

@@ -291,7 +291,7 @@ def test_folder_deleted_during_the_run(tmp_path):
     finally:
         process.kill()
     assert process.returncode == 1
-    assert err == f"error: the folder {folder} was deleted: nothing is left of this run\n"
+    assert err == f"error: the folder {folder} was deleted or moved: nothing is left there\n"
     assert not os.path.exists(folder)
 
 
@@ -320,7 +320,7 @@ def test_a_missing_lock_costs_nothing(tmp_path):
     assert (tmp_path / "scalars.csv").read_text() == "rows"
     (tmp_path / "scalars.csv").unlink()
     (tmp_path / "checkpoints").mkdir()  # by the thread that wrote one when the folder was deleted
-    with pytest.raises(RunFolderError, match="was deleted: nothing is left of this run"):
+    with pytest.raises(RunFolderError, match="was deleted or moved: nothing is left there"):
         with folder.writing(lambda: "then"):
             raise FileNotFoundError(2, "No such file or directory")
     assert not tmp_path.exists()
