@@ -109,7 +109,8 @@ class Critic(nn.Module):
 
     @nn.compact
     def __call__(self, obs, action, train):
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=self.momentum, epsilon=1e-3)
+        exact = {"epsilon": 1e-3, "use_fast_variance": False}  # E[x^2] - E[x]^2 cancels where the mean is large
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=self.momentum, **exact)
         x = norm()(jnp.concatenate([obs, action], axis=-1))
         x = norm()(nn.relu(nn.Dense(self.hidden_dim)(x)))
         x = norm()(nn.relu(nn.Dense(self.hidden_dim)(x)))

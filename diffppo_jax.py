@@ -322,7 +322,7 @@ def policy_loss(args, agent, batch):
     terms = policy_terms(args, agent, batch.obs)
     log_denoising, log_noising = diffusion.step_log_densities(*terms, batch.latent, batch.next_latent, batch.k)
     log_ratio = log_denoising - batch.log_denoising
-    ratio = jnp.exp(log_ratio)
+    ratio = jnp.exp(jnp.minimum(log_ratio, 80.0))  # an inf times the 0 of a clipped row is NaN
     shift, scale = (batch.advantage.mean(), batch.advantage.std() + 1e-8) if args.norm_adv else (0.0, 1.0)
     advantage = (batch.advantage - shift) / scale
     clipped_ratio = jnp.clip(ratio, 1.0 - args.clip_coef, 1.0 + args.clip_coef)

@@ -281,7 +281,7 @@ def policy_loss(args, agent, batch):
     """Clipped surrogate (1707.06347, equation 7) and what entropy adds to it."""
     mean, std = policy_terms(args, agent, batch.obs)
     log_ratio = distributions.gaussian_log_prob(batch.sample, mean, std) - batch.log_prob
-    ratio = jnp.exp(log_ratio)
+    ratio = jnp.exp(jnp.minimum(log_ratio, 80.0))  # an inf times the 0 of a clipped row is NaN
     shift, scale = (batch.advantage.mean(), batch.advantage.std() + 1e-8) if args.norm_adv else (0.0, 1.0)
     advantage = (batch.advantage - shift) / scale
     clipped_ratio = jnp.clip(ratio, 1.0 - args.clip_coef, 1.0 + args.clip_coef)

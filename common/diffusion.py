@@ -91,10 +91,7 @@ class DenoisingChain:
 def initial_noise_logits(
     num_denoising_steps: int, action_dim: int, first: float = 0.05, last: float = 0.6
 ) -> jax.Array:
-    """Logits b `[K, A]` of noise levels beta = sigmoid(b) spaced linearly from `first` (k = 1) to `last` (k = K).
-
-    With K = 1 the single level is `last`.
-    """
+    """Logits b `[K, A]` of levels sigmoid(b), linear from `first` (k = 1) to `last` (k = K, also where K = 1)."""
     beta = jnp.linspace(first, last, num_denoising_steps) if num_denoising_steps > 1 else jnp.array([last])
     return jnp.tile(jnp.log(beta / (1.0 - beta))[:, None], (1, action_dim))
 
@@ -167,16 +164,17 @@ def sample_noise(key: jax.Array, schedule: NoiseSchedule, shape: tuple[int, ...]
 def denoise(drift_fn: DriftFn, schedule: NoiseSchedule, last: jax.Array, noise: jax.Array) -> DenoisingChain:
     """The chain from a^K = `last` `[B, A]` with noise[k-1] of `noise` `[K, B, A]` in step k, differentiable in all."""
 
-    def step(latent, noise_and_k):
-        noise, k = noise_and_k
-        mean, std = denoising_mean_std(schedule, drift_fn(latent, k), latent, k)
+    def step(latent, terms):
+        k, noise, scale, std, coefficient = terms
+        mean = scale * latent + coefficient * drift_fn(latent, k)
         next_latent = mean + std * noise
         log_denoising = gaussian_log_prob(next_latent, mean, std)
-        log_noising = gaussian_log_prob(latent, *noising_mean_std(schedule, next_latent, k))
-        return next_latent, (next_latent, log_denoising - log_noising)
+        return next_latent, (next_latent, log_denoising - gaussian_log_prob(latent, scale * next_latent, std))
 
+    # The schedule once: within the loop all its levels would be computed at every step.
     steps = jnp.arange(1, schedule.num_denoising_steps + 1)
-    _, (latents, rho) = jax.lax.scan(step, last, (noise, steps), reverse=True)
+    terms = steps, noise, schedule.scale, schedule.std, drift_coefficient(schedule) * schedule.prior_std
+    _, (latents, rho) = jax.lax.scan(step, last, terms, reverse=True)
     return DenoisingChain(jnp.concatenate([latents, last[None]]), rho, prior_log_prob(schedule, last))
 
 

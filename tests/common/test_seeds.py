@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.seeds import vmap_seeds
+from common.seeds import learn_if, mean_metrics, vmap_seeds
 
 
 @pytest.mark.parametrize("num_seeds", [1, 3])
@@ -35,3 +35,13 @@ def test_a_single_seed_has_no_batch_axis():
     products = [line for line in programs[0].splitlines() if "dot_general" in line]
     assert len(products) == 1 and "f32[4,6]" in products[0]
     assert "f32[2,4,6]" in programs[1]
+
+
+def test_metrics_are_means_of_the_steps_that_learned():
+    def step(agent, due):
+        return learn_if(due, lambda agent: (agent + 1.0, {"loss": 10.0 * agent}), agent)
+
+    agent, metrics = jax.lax.scan(step, jnp.float32(1.0), jnp.array([False, True, False, True]))
+    assert agent == 3.0 and mean_metrics(metrics) == {"loss": 15.0}
+    agent, metrics = jax.lax.scan(step, jnp.float32(1.0), jnp.array([False, False]))
+    assert agent == 1.0 and np.isnan(mean_metrics(metrics)["loss"])

@@ -149,17 +149,37 @@ def test_the_temperature_is_held_by_the_estimate_or_by_the_bound():
     far = chain.latents[1].at[0].add(50.0)  # a row that no other chain comes near
     mean, _ = diffusion.denoising_mean_std(schedule, drift_fn(far, 1), far, 1)
     chain = chain.replace(latents=chain.latents.at[1].set(far).at[0, 0].set(mean[0]))
-    bounds = diffsac_jax.log_prob_estimate(bound, agent, jax.random.key(1), obs, chain)
-    np.testing.assert_array_equal(bounds, diffsac_jax.squash(chain)[1])
-    held = diffsac_jax.log_prob_estimate(args, agent, jax.random.key(1), obs, chain)
+    above = jnp.float32(1e6)
+    assert diffsac_jax.log_prob_estimate(bound, agent, jax.random.key(1), obs, chain, above) == above
+    held = diffsac_jax.log_prob_estimate(args, agent, jax.random.key(1), obs, chain, above)
     latents = chain.latents[:, :16]
     terms = diffsac_jax.policy_terms(args, agent, obs[:16])
     upper, estimate, lower = diffusion.log_lik_estimates(jax.random.key(1), *terms, latents, 16)
-    np.testing.assert_allclose(held, estimate - tanh_log_det(latents[0]), rtol=1e-5)
+    np.testing.assert_allclose(held, (estimate - tanh_log_det(latents[0])).mean(), rtol=1e-5)
+    assert diffsac_jax.log_prob_estimate(args, agent, jax.random.key(1), obs, chain, held - 1.0) == held - 1.0
     log_own = upper + np.log(17 - 16 * np.exp(lower - upper))
     cut = log_own - 2.5 * np.log(17)
     assert lower[0] < cut[0] - 1000 and (lower[1:] > cut[1:]).any()
     np.testing.assert_allclose(estimate, (upper + np.maximum(lower, cut)) / 2, rtol=1e-3)
+
+
+def test_where_the_estimate_falls_short_the_bound_is_held():
+    """It lies at most 1.75 log 17 nats above the last kernel's entropy: 9 nats too low for a wide policy of which l is
+    exact, f = 0. With beta_1 = 0.008 and six dimensions the entropy before the tanh is 6 log(2 pi e) / 2 = 8.5."""
+    args = diffsac_jax.Args(**SMALL, prior_std=1.0)
+    agent = jax.jit(partial(diffsac_jax.init_agent, args, SimpleNamespace(observation_size=O, action_size=6)))(
+        jax.random.key(0)
+    )
+    logits = agent.actor.params["params"]["noise_logits"].at[0].set(float(np.log(0.008 / 0.992)))
+    agent = agent.replace(actor=agent.actor.replace(params=with_noise_logits(agent.actor.params, logits)))
+    obs = jnp.zeros((256, O))
+    terms = diffsac_jax.policy_terms(args, agent, obs)
+    chain = diffusion.sample_chain(jax.random.key(1), *terms, (256,))
+    bound = diffsac_jax.squash(chain)[1].mean()
+    _, estimate, _ = diffusion.log_lik_estimates(jax.random.key(2), *terms, chain.latents, 16)
+    entropy = -(bound + tanh_log_det(chain.latents[0]).mean())
+    assert entropy == pytest.approx(8.5, abs=0.3) and -estimate.mean() < entropy - 8
+    assert diffsac_jax.log_prob_estimate(args, agent, jax.random.key(2), obs, chain, bound) == bound
 
 
 def test_default_target_entropy():

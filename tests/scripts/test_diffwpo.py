@@ -201,6 +201,18 @@ def test_the_multiplier_moves_towards_the_bound_and_the_copy_follows_the_actor()
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), after.target_actor_params, expected)
 
 
+def test_the_bound_is_per_action_dimension():
+    """A KL of four thirds of the bound, but two thirds of the bound times two dimensions: the multiplier falls."""
+    args = diffwpo_jax.Args(**SETTINGS)
+    agent, key = make_agent(diffwpo_jax, args, 0.7, 0.3), jax.random.key(0)
+    _, actor_key = jax.random.split(key)
+    chain_key, _ = jax.random.split(actor_key)
+    _, (_, metrics) = diffwpo_jax.actor_loss(agent.actor.params, args, agent, chain_key, make_batch())
+    args = diffwpo_jax.Args(**SETTINGS, kl_bound=0.75 * float(metrics["diffusion/kl"]))
+    after, _ = jax.jit(diffwpo_jax.update, static_argnums=0)(args, agent, key, make_batch(), 0)
+    assert after.multiplier.params["log"] < agent.multiplier.params["log"]
+
+
 def test_without_a_trust_region_a_kl_that_overflows_stops_nothing():
     """0 times infinity is NaN: with --kl-multiplier 0 the term is left out, not multiplied by 0."""
     args = diffwpo_jax.Args(**SETTINGS, kl_multiplier=0.0)

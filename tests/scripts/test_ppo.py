@@ -120,6 +120,133 @@ def to_float64(tree):
     return jax.tree.map(lambda x: np.asarray(x, np.float64) if x.dtype == np.float32 else np.asarray(x), tree)
 
 
+# ------------------------------------------------------------------------------------------------------------ rollout
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_rollout_by_hand(name):
+    """Step by step in numpy: what is stored, normalised by which statistics, and the discounted returns of the scale.
+
+    The environment counts its steps in its observations and terminates where the first action is above 0.9.
+    """
+    module = MODULES[name]
+    wide = {"initial_std": 1.5} if name == "ppo" else {"prior_std": 1.5}
+    args = make_args(module, num_envs=2, gamma=0.9, **wide)
+    env = make_env("tests.envs.test_gymnasium_env:Grid-v0", 2, env_kwargs='{"max_episode_steps": 4}')
+    state = jax.jit(partial(module.init_training, args, env))(jax.random.key(0))
+    np.testing.assert_allclose(state.agent.obs_stats.count, 2, rtol=1e-3)  # the first observations are in it
+    agent = state.agent.replace(
+        obs_stats=normalization.RunningStats(*map(jnp.float32, (np.ones(6), np.full(6, 2), 50)))
+    )
+    agent = agent.replace(return_stats=normalization.RunningStats(jnp.float32(3), jnp.float32(40), jnp.float32(50)))
+    state, step = state.replace(agent=agent), jax.jit(partial(module.rollout_step, args, env))
+    returns, ends, cuts = np.zeros(2), 0, 0
+    for key in jax.random.split(jax.random.key(1), 40):
+        before, obs = jax.device_get(state.agent), np.asarray(state.env_state.obs)
+        action, sample = module.sample_action(args, state.agent, key, obs)
+        state, (rollout, episode) = jax.device_get(step(state, key))
+        after, action = state.agent, np.asarray(action)
+        np.testing.assert_allclose(rollout.sample, sample, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(rollout.obs, normalization.normalize(before.obs_stats, obs), rtol=1e-5, atol=1e-6)
+        terminated, final_obs, reward = action[:, 0] > 0.9, obs + 1, 4 + 2 * action[:, 1]
+        truncated = (final_obs[:, 0] == 4) & ~terminated
+        np.testing.assert_array_equal(rollout.terminated, terminated)
+        np.testing.assert_array_equal(rollout.truncated & ~terminated, truncated)
+        np.testing.assert_array_equal(episode.done, terminated | truncated)
+        expected = normalization.normalize(after.obs_stats, final_obs)
+        np.testing.assert_allclose(rollout.final_obs, expected, rtol=1e-5, atol=1e-6)
+        returns = 0.9 * returns + reward
+        assert_stats_are_those_with(after.return_stats, before.return_stats, returns)
+        assert_stats_are_those_with(after.obs_stats, before.obs_stats, np.asarray(state.env_state.obs))
+        scaled = np.clip(reward / np.sqrt(after.return_stats.var + 1e-8), -10, 10)
+        np.testing.assert_allclose(rollout.reward, scaled, rtol=1e-4)
+        returns = returns * ~episode.done
+        np.testing.assert_allclose(state.discounted_return, returns, rtol=1e-4, atol=1e-4)
+        ends, cuts = ends + terminated.sum(), cuts + truncated.sum()
+    assert ends > 2 and cuts > 2
+    env.close()
+
+
+def assert_stats_are_those_with(after, before, rows):
+    expected = normalization.update(before, rows.astype(np.float32))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), after, expected)
+
+
+def test_the_samples_are_the_policys_that_learning_sees():
+    """Of observations normalised by the agent's statistics: mean and deviation are those of `policy_terms`."""
+    args = make_args(ppo_jax)
+    stats = normalization.RunningStats(np.arange(3.0), np.array([0.5, 1.0, 2.0]), np.array(7.0))
+    agent = make_agent(ppo_jax, args).replace(obs_stats=stats)
+    obs = np.tile(np.float32([0.3, -2.0, 4.0]), (20_000, 1))
+    mean, std = ppo_jax.policy_terms(args, agent, normalization.normalize(stats, obs[:1]))
+    _, sample = ppo_jax.sample_action(args, agent, jax.random.key(0), obs)
+    noise = (np.asarray(sample) - mean) / std
+    assert np.all(np.abs(noise.mean(axis=0)) < 0.03) and np.all(np.abs(noise.std(axis=0) - 1) < 0.03)
+
+
+# ----------------------------------------------------------------------------------------------------------- optimiser
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_optimiser_by_hand(name):
+    """A gradient of norm 10 is clipped to 0.5; Adam's epsilon is 1e-5; the rate falls with the rollouts."""
+    module = MODULES[name]
+    args = make_args(module, learning_rate=1e-2, total_timesteps=64)  # two rollouts
+    tx, gradient = module.optimizer(args), {"a": jnp.array([10.0, 2e-4]), "b": jnp.array(0.0)}
+    state = tx.init(gradient)
+    clipped = np.array([10.0, 2e-4]) / 20
+    for count in range(2 * args.update_epochs * args.num_minibatches):
+        step, state = tx.update(gradient, state)
+        rate = 1e-2 if count < args.update_epochs * args.num_minibatches else 5e-3
+        np.testing.assert_allclose(step["a"], -rate * clipped / (clipped + 1e-5), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_one_step_follows_both_losses(setups, name):
+    args, agent, _, batch, _ = setups[name]
+    module = MODULES[name]
+    rows = jax.tree.map(lambda x: x[:16], batch)
+    params = {}
+    for part, loss, weight in (("actor", module.policy_loss, 1.0), ("critic", module.value_loss, args.vf_coef)):
+        (_, _), gradient = compiled_gradient(loss, part)(agent.networks.params[part], args, agent, rows)
+        params[part] = jax.tree.map(lambda x, weight=weight: weight * x, gradient)
+    expected = agent.networks.apply_gradients(grads=params)
+    after, _ = jax.jit(partial(module.update, args))(agent, rows)
+    close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-7)
+    jax.tree.map(close, after.networks.opt_state[1].mu, expected.opt_state[1].mu)
+    assert args.vf_coef == 0.5
+
+
+def test_every_epoch_has_all_rows_in_an_order_of_its_own(monkeypatch):
+    args = make_args(ppo_jax)
+    size = args.num_rows // args.num_minibatches
+
+    def update(args, seen, rows):  # in the agent's place what it has seen
+        count, table = seen
+        return (count + 1, table.at[count].set(rows["row"])), {"losses/first_ratio_error": jnp.zeros(())}
+
+    monkeypatch.setattr(ppo_jax, "update", update)
+    table = jnp.zeros((args.update_epochs * args.num_minibatches, size), jnp.int32)
+    (count, table), _ = ppo_jax.learn(args, (0, table), jax.random.key(0), {"row": jnp.arange(args.num_rows)})
+    orders = np.asarray(table).reshape(args.update_epochs, args.num_rows)
+    assert count == len(table) and all(sorted(order) == list(range(args.num_rows)) for order in orders)
+    assert not np.array_equal(orders[0], orders[1]) and not np.array_equal(orders[0], np.arange(args.num_rows))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_ratio_that_overflows_spoils_nothing(setups, name):
+    """A row whose ratio is clipped has no gradient, also where the ratio is infinite in float32."""
+    args, agent, _, batch, _ = setups[name]
+    module, field = MODULES[name], "log_prob" if name == "ppo" else "log_denoising"
+    row = int(np.argmax(batch.advantage))
+    far = batch.replace(**{field: np.asarray(getattr(batch, field)).copy()})
+    getattr(far, field)[row] -= 100.0
+    (loss, metrics), gradient = compiled_gradient(module.policy_loss, "actor")(
+        agent.networks.params["actor"], args, agent, far
+    )
+    assert np.isfinite(loss) and all(np.isfinite(x).all() for x in jax.tree.leaves((gradient, metrics)))
+
+
 # --------------------------------------------------------------------------------------- advantages and value targets
 
 
@@ -715,6 +842,20 @@ def test_actions_lie_in_the_box_and_the_deterministic_ones_have_no_noise():
         assert action.shape == (50, 2) and np.abs(action).max() <= 1.0 and np.abs(sample).max() > 1.0
         act = compiled(module.deterministic_action, args)
         fixed = np.asarray(act(agent, obs))
+        terms = module.policy_terms(args, agent, normalization.normalize(stats, obs))
+        if name == "ppo":
+            expected = np.clip(terms[0], -1, 1)
+        else:
+            expected = np.tanh(diffusion.deterministic_chain(*terms, (50,)))
+            # The meter sees what the policy sees.
+            plain = agent.replace(obs_stats=stats.replace(mean=np.zeros(3), var=np.ones(3)))
+            meter = compiled(module.entropy_terms, args)
+            both = (
+                meter(agent, jax.random.key(1), obs),
+                meter(plain, jax.random.key(1), (obs - stats.mean) / stats.var**0.5),
+            )
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), *both)
+        np.testing.assert_allclose(fixed, expected, rtol=1e-4, atol=1e-5)
         assert fixed.shape == (50, 2) and np.abs(fixed).max() <= 1.0
         # The statistics are the agent's: other ones, another action.
         other = agent.replace(obs_stats=stats.replace(mean=np.zeros(3)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 import logging
 import re
 from functools import cache, partial
@@ -152,9 +153,13 @@ def test_every_parameter_gets_a_gradient(algorithm, updates):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(agent))
 
 
+WITH_TARGETS = pytest.mark.parametrize("algorithm", ["sac_jax", "diffsac_jax", "diffwpo_jax"], indirect=True)
+ALL_NAMES = ["sac_jax", "diffsac_jax", "diffwpo_jax", "diffcrossq_jax", "crossq_jax"]
+ALL = pytest.mark.parametrize("algorithm", ALL_NAMES, indirect=True)
+
+
+@WITH_TARGETS
 def test_targets_move_by_polyak(algorithm, updates):
-    if algorithm.__name__.endswith("crossq_jax"):
-        pytest.skip("CrossQ has no target networks")
     args, update = updates(algorithm)
     agent = make_agent(algorithm, args)
     after, _ = update(agent, jax.random.key(0), make_batch(size=32), 0)
@@ -164,10 +169,12 @@ def test_targets_move_by_polyak(algorithm, updates):
     assert args.tau == 0.005
 
 
+@WITH_TARGETS
 def test_terminated_transitions_do_not_bootstrap(algorithm, updates):
-    """Where an episode terminated, what the next observation is changes nothing; elsewhere it does."""
-    if algorithm.__name__.endswith("crossq_jax"):
-        pytest.skip("CrossQ's joint batch normalises with the next observations; test_crossq.py has its target")
+    """Where an episode terminated, what the next observation is changes nothing; elsewhere it does.
+
+    (CrossQ's joint batch normalises with the next observations; test_crossq.py has its target.)
+    """
     args, update = updates(algorithm)
     agent, key = make_agent(algorithm, args), jax.random.key(0)
     for terminated in (True, False):
@@ -180,7 +187,11 @@ def test_terminated_transitions_do_not_bootstrap(algorithm, updates):
             assert abs(metrics["losses/qf_loss"] - other_metrics["losses/qf_loss"]) > 1e-3
 
 
-@pytest.mark.parametrize("scale, direction", [(0.0, 1), (10.0, -1)])
+@pytest.mark.parametrize(
+    "algorithm, scale, direction",
+    [("sac_jax", 0.0, 1), *((name, 10.0, -1) for name in ALL_NAMES)],
+    indirect=["algorithm"],
+)
 def test_temperature_moves_towards_the_target_entropy(algorithm, updates, scale, direction):
     """Up where the policy has less entropy than the target, down where it has more. Adam's first step is q_lr."""
     args, update = updates(algorithm, target_entropy_scale=scale, alpha=0.5)
@@ -191,6 +202,31 @@ def test_temperature_moves_towards_the_target_entropy(algorithm, updates, scale,
     assert np.sign(args.target_entropy(2) - metrics["losses/entropy"]) == direction
     moved = after.temperature.params["log_alpha"] - agent.temperature.params["log_alpha"]
     np.testing.assert_allclose(moved, direction * args.q_lr, rtol=1e-3)
+    # So is the actor's, at its own rate.
+    steps = jax.tree.map(lambda x, y: np.abs(x - y).max(), after.actor.params, agent.actor.params)
+    np.testing.assert_allclose(max(jax.tree.leaves(steps)), args.policy_lr, rtol=1e-2)
+
+
+@ALL
+def test_the_deterministic_policy_by_hand(algorithm):
+    """tanh of the Gaussian's mean, or of the chain of means from 0."""
+    args = small_args(algorithm)
+    agent, obs = make_agent(algorithm, args), make_batch().obs
+    terms = algorithm.policy_terms(args, agent, obs) if hasattr(algorithm, "diffusion") else None
+    if terms:
+        drift, schedule = terms
+        latent = jnp.zeros((B, 2))
+        for k in range(args.num_denoising_steps, 0, -1):
+            latent, _ = algorithm.diffusion.denoising_mean_std(schedule, drift(latent, k), latent, k)
+    else:
+        latent, _ = agent.actor.apply_fn(agent.actor.params, obs)
+    np.testing.assert_allclose(algorithm.deterministic_action(args, agent, obs), np.tanh(latent), rtol=1e-4, atol=1e-6)
+
+
+def test_the_critics_loss_of_diffwpo_is_diffsacs():
+    """Which test_diffsac.py writes out."""
+    diffsac, diffwpo = (importlib.import_module(name) for name in ("diffsac_jax", "diffwpo_jax"))
+    assert inspect.getsource(diffwpo.critic_loss) == inspect.getsource(diffsac.critic_loss)
 
 
 # ------------------------------------------------------------------------------------------------------ training steps
@@ -224,6 +260,28 @@ def test_buffer_holds_what_each_transition_ended_in():
     truncated = done & ~rows.terminated
     assert truncated.sum() > 5 and rows.terminated.sum() > 1
     assert np.all((rows.action >= -1) & (rows.action <= 1)) and rows.action.std() > 0.5  # uniform before learning
+
+
+def test_after_the_warm_up_the_policy_acts_and_all_rows_are_learned_from():
+    """A policy at the end of the box; rewards of 1e4 in all rows of the buffer but the first."""
+    sac = importlib.import_module("sac_jax")
+    settings = dict(num_envs=2, learning_starts=100, total_timesteps=200, log_frequency=100, eval_frequency=100)
+    args = small_args(sac, **settings)
+    env = make_env("tests.envs.test_gymnasium_env:Grid-v0", 2, env_kwargs='{"max_episode_steps": 4}')
+    state = start_training(sac, args, env, [0])
+    state, *_ = sac.train_chunk(args, env, state, jnp.int32(0))
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: x - 100.0 if "Dense_2" in jax.tree_util.keystr(path) and "bias" in str(path) else x,
+        state.agent.actor.params,
+    )
+    reward = state.buffer.reward
+    buffer = state.buffer.replace(reward=reward.at[0].set(jnp.where(jnp.arange(len(reward[0])) < 2, 0.0, 1e4)))
+    agent = state.agent.replace(actor=state.agent.actor.replace(params=params))
+    state, _, metrics = sac.train_chunk(args, env, state.replace(agent=agent, buffer=buffer), jnp.int32(100))
+    action = np.asarray(state.buffer.action[0])
+    assert np.abs(action[:100].mean()) < 0.3 and np.all(action[100:200] < -0.99)
+    assert metrics["losses/qf_loss"][0] > 1e7
+    env.close()
 
 
 PENDULUM = dict(total_timesteps=120, learning_starts=40, log_frequency=40, eval_frequency=120, batch_size=8)
