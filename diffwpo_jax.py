@@ -136,7 +136,7 @@ class Actor(nn.Module):
         return self.from_obs(x), jnp.moveaxis(self.noise_logits + self.levels(x), -2, 0)
 
     def denoise(self, features, latent, k):
-        """features `[B, head_dim]`, latent a^k `[B, A]`, k int `[B]` or scalar -> f(a^k, s, k) `[B, A]`."""
+        """features `[B, head_dim]`, latent a^k / nu `[B, A]`, k int `[B]` or scalar -> f(a^k, s, k) `[B, A]`."""
         level = diffusion.level_embedding(k, self.num_denoising_steps)
         x = nn.relu(features + self.from_latent(latent) + self.from_level(level))
         shift, pull = jnp.split(self.drift(nn.relu(self.head(x))), 2, axis=-1)
@@ -241,7 +241,7 @@ def policy_terms(args, agent, obs):
     actor = partial(agent.actor.apply_fn, agent.actor.params)
     features, logits = actor(obs, method="encode")
     schedule = diffusion.NoiseSchedule(logits, args.prior_std, args.prediction)
-    return lambda latent, k: actor(features, latent, k, method="denoise"), schedule
+    return lambda latent, k: actor(features, latent / args.prior_std, k, method="denoise"), schedule
 
 
 def squash(chain):

@@ -53,9 +53,9 @@ def log_lik_by_hand(args, agent, obs, latents):
     for k in range(1, K + 1):
         angle = k / K * (np.pi / 2) * np.array([1, 2, 4, 8])
         level = np.concatenate([np.sin(angle), np.cos(angle)])
-        hidden = relu(features + dense("from_latent", latents[k]) + dense("from_level", level))
+        hidden = relu(features + dense("from_latent", latents[k] / nu) + dense("from_level", level))
         shift, pull = np.split(dense("drift", relu(dense("head", hidden))), 2)
-        drift = shift - pull * latents[k]
+        drift = shift - pull * latents[k] / nu
         b = beta[k - 1]
         c = np.sqrt(b) if args.prediction == "noise" else np.sqrt(abar[k - 1]) * b / (1 - abar[k])
         mean = np.sqrt(1 - b) * latents[k] + c * nu * drift
