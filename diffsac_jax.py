@@ -252,13 +252,13 @@ def entropy_terms(args, agent, key, obs):
     return diffusion.entropy_terms(key, *policy_terms(args, agent, obs), obs.shape[:-1], distributions.tanh_log_det)
 
 
-def log_prob_estimate(args, agent, key, obs, chain, bound, rows=16):  # each row costs M more chains
-    """Mean of log q(u | s), nats: estimated on the batch's first rows, or `bound`, the mean of l, if it is lower."""
+def log_prob_estimate(args, agent, key, obs, chain, rows=16):  # each row costs M more chains
+    """Mean of log q(u | s), nats: estimated on the batch's first rows, or by l where its mean over these is lower."""
     if args.entropy_paths == 0:
-        return bound
+        return squash(chain)[1].mean()
     latents, terms = chain.latents[:, :rows], policy_terms(args, agent, obs[:rows])
     _, log_prob, _ = diffusion.log_lik_estimates(key, *terms, latents, args.entropy_paths)
-    return jnp.minimum(bound, (log_prob - distributions.tanh_log_det(latents[0])).mean())
+    return jnp.minimum(squash(chain)[1][:rows].mean(), (log_prob - distributions.tanh_log_det(latents[0])).mean())
 
 
 # ----------------------------------------------------------------------------------------------------------- learning
@@ -300,7 +300,7 @@ def update(args, agent, key, batch, index):
     def learn_actor(agent):
         chain_key, estimate_key = jax.random.split(actor_key)
         grads, (chain, metrics) = jax.grad(actor_loss, has_aux=True)(agent.actor.params, args, agent, chain_key, batch)
-        log_prob = log_prob_estimate(args, agent, estimate_key, batch.obs, chain, -metrics["losses/entropy_bound"])
+        log_prob = log_prob_estimate(args, agent, estimate_key, batch.obs, chain)
         metrics |= diffusion.chain_metrics(chain.rho, policy_terms(args, agent, batch.obs)[1])
         agent = agent.replace(actor=agent.actor.apply_gradients(grads=grads))
         # Loss of log alpha: -exp(log alpha) stopgrad(estimate + target entropy); its gradient by hand.

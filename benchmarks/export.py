@@ -181,7 +181,8 @@ def _rows(learning_starts: int, scalars: list[tuple]) -> list[dict[str, Any]]:
                 learning_seconds, learning_steps = learning_seconds + chunk, learning_steps + step - chunk_step
             seconds, chunk_step, chunk_end = seconds + chunk, step, clock
     rate = f"{learning_steps / learning_seconds:.1f}" if learning_seconds else ""
-    return [{**row, "steps_per_second": rate} for row in evaluations.values()]
+    returned = [row for row in evaluations.values() if row["stochastic_return"] or row["deterministic_return"]]
+    return [{**row, "steps_per_second": rate} for row in returned]
 
 
 # -------------------------------------------------------------------------------------------------------------- files

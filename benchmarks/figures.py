@@ -12,6 +12,7 @@ from benchmarks.results import (
     Curve,
     Results,
     ablations,
+    as_many,
     at_equal_steps,
     band,
     environments,
@@ -144,13 +145,13 @@ def ablation_figure(results: Results) -> Figure | None:
 
 
 def reference_figure(results: Results, reference: list[dict]) -> Figure | None:
-    """Published returns (open) beside ours (filled) at the same steps, up to a twentieth, each with its metric."""
+    """Published returns (open) beside ours (filled) at as many steps, each with its metric."""
     panels = []
     for kind, names in FAMILIES.items():
         for env_id in environments(results, names):
             limit, curves = at_equal_steps(results, names, env_id)
             rows = [row for row in reference if row["kind"] == kind and stem(row["env_id"]) == stem(env_id)]
-            rows = [row for row in rows if 0.95 * limit <= int(row["steps"]) <= limit / 0.95]
+            rows = [row for row in rows if as_many(limit, int(row["steps"]))]
             if rows:
                 panels.append((env_id, rows, limit, curves))
     if not panels:

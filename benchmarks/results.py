@@ -98,7 +98,7 @@ class Curve:
         values = self.measured[metric]
         if metric == "training":
             return float(values[-1])
-        return run_score(values)
+        return run_score(values[np.isfinite(values)]) if np.isfinite(values).any() else np.nan
 
     def maximum(self, policy: str) -> float:
         return float(np.nanmax(self.measured[policy]))
@@ -138,18 +138,21 @@ def curve_of(seed: int, rows: list[dict]) -> Curve:
     return Curve(seed, steps, measured, wall_time, constants)
 
 
-def at_equal_steps(
-    results: Results, names: tuple[str, ...], env_id: str, most: float = np.inf
-) -> tuple[int, dict[str, list[Curve]]]:
-    """The curves of those of `names` that ran on the environment, cut where the shortest of them ends, or at `most`.
+def at_equal_steps(results: Results, names: tuple[str, ...], env_id: str) -> tuple[int, dict[str, list[Curve]]]:
+    """The curves of those of `names` that ran on the environment, cut where the shortest of them ends.
 
     Those whose first evaluation is later are left out.
     """
     present = {name: results[name][env_id] for name in names if env_id in results.get(name, {})}
     ends = [int(curve.steps[-1]) for curves in present.values() for curve in curves]
-    limit = int(min([*ends, most])) if ends else 0
+    limit = min(ends, default=0)
     begun = {name: [curve for curve in curves if curve.steps[0] <= limit] for name, curves in present.items()}
     return limit, {name: [curve.until(limit) for curve in curves] for name, curves in begun.items() if curves}
+
+
+def as_many(limit: int, steps: int) -> bool:
+    """Whether published steps are ours, up to a twentieth."""
+    return 0.95 * limit <= steps <= limit / 0.95
 
 
 def ablations(results: Results, prefix: str) -> dict[str, tuple[int, dict[int, list[Curve]]]]:
@@ -229,15 +232,18 @@ def null_of_u(m: int, n: int) -> np.ndarray:
     return p
 
 
-def p_value(sample: Sample, base: Sample) -> float:
-    """Two-sided p of the exact stratified rank-sum test: of U's sum over environments, all orders within each alike."""
+def rank_sum_test(sample: Sample, base: Sample) -> tuple[float, bool]:
+    """The stratified rank-sum test, exact without ties: of U's sum over environments, all orders within each alike.
+
+    Returns its two-sided p, and whether the sample's scores are the higher ones by it.
+    """
     null, total = np.ones(1), 0.0
     for x, y in zip(sample, base, strict=True):
         null = np.convolve(null, null_of_u(len(x), len(y)))
         total += stats.mannwhitneyu(x, y, method="asymptotic").statistic
     middle = (len(null) - 1) / 2
     as_far = np.abs(np.arange(len(null)) - middle) >= abs(total - middle) - 1e-9
-    return float(min(null[as_far].sum(), 1.0))
+    return float(min(null[as_far].sum(), 1.0)), bool(total > middle)
 
 
 def interval(statistic: Callable[..., np.ndarray], *samples: Sample) -> tuple[float, float]:
@@ -270,6 +276,7 @@ class Pair:
     base_iqm: float
     improvement: Estimate
     p: float
+    higher: bool  # by the test that p is of
 
 
 def pairs(results: Results) -> list[Pair]:
@@ -286,13 +293,17 @@ def pairs(results: Results) -> list[Pair]:
     return [pair for pair in found if pair]
 
 
+def comparable(own: np.ndarray, of_base: np.ndarray) -> bool:
+    """Whether scores have a ratio: there are some of both, none is NaN, and the base's are positive."""
+    return bool(len(own) and len(of_base) and np.isfinite(own).all() and of_base.min() > 0)
+
+
 def compare(results: Results, name: str, base: str, policy: str) -> Pair | None:
     ours, theirs, steps = [], [], {}
     for env_id in environments(results, (name,)):
         limit, curves = at_equal_steps(results, (base, name), env_id)
         own, of_base = (scores(curves.get(one, []), policy) for one in (name, base))
-        # The minimum is NaN, and not positive, where there is no training return yet.
-        if min(len(own), len(of_base)) >= FEWEST_SEEDS and of_base.min() > 0:
+        if min(len(own), len(of_base)) >= FEWEST_SEEDS and comparable(own, of_base):
             ours.append(own)
             theirs.append(of_base)
             steps[env_id] = limit
@@ -304,4 +315,4 @@ def compare(results: Results, name: str, base: str, policy: str) -> Pair | None:
     )
     seeds = sorted({len(values) for values in ours + theirs})
     base_iqm = float(normalised_iqm(theirs, theirs))
-    return Pair(name, base, policy, steps, seeds, iqm_of, base_iqm, improvement_of, p_value(ours, theirs))
+    return Pair(name, base, policy, steps, seeds, iqm_of, base_iqm, improvement_of, *rank_sum_test(ours, theirs))

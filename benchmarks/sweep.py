@@ -137,9 +137,24 @@ def stands_of(suites: dict[str, Any], options: argparse.Namespace, runs: Path, v
     return [look(job, runs) for job in jobs_of(suites, options.suite, vmap, options.steps)]
 
 
-def begun(stands: list[Stand]) -> int:
-    """How many have a folder."""
-    return sum(stand.folder.exists() for stand in stands)
+def as_begun(stands: list[Stand], others: list[Stand]) -> list[Stand]:
+    """The stands, and of an entry's runs on an environment `others`, divided otherwise, where only those have begun."""
+
+    def by_entry(stands):
+        found: dict[tuple, list[Stand]] = {}
+        for stand in stands:
+            found.setdefault((stand.job.suite, stand.job.args.exp_name, stand.job.args.env_id), []).append(stand)
+        return found
+
+    def begun(stands):
+        return any(stand.folder.exists() for stand in stands)
+
+    found = by_entry(others)
+    return [
+        stand
+        for entry, own in by_entry(stands).items()
+        for stand in (found[entry] if begun(found[entry]) and not begun(own) else own)
+    ]
 
 
 def main() -> int:
@@ -153,7 +168,7 @@ def main() -> int:
         vmap = options.vmap == "1" or (options.vmap == "auto" and engine.has_gpu())
         stands = stands_of(suites, options, runs, vmap)
         if options.vmap == "auto":  # as the runs that are there were divided, maybe on a machine of another kind
-            stands = max(stands, stands_of(suites, options, runs, not vmap), key=begun)
+            stands = as_begun(stands, stands_of(suites, options, runs, not vmap))
         if not options.dry_run and not options.status:
             (runs / "logs").mkdir(parents=True, exist_ok=True)
     except (UserError, OSError, ValueError) as error:

@@ -18,7 +18,9 @@ from benchmarks.results import (
     Pair,
     Results,
     ablations,
+    as_many,
     at_equal_steps,
+    comparable,
     compare,
     environments,
     label,
@@ -176,14 +178,15 @@ def verdicts(results: Results) -> str:
             for env_id in environments(results, (name,)):
                 _, curves = at_equal_steps(results, (base, name), env_id)
                 own, of_base = (scores(curves.get(one, []), policy) for one in (name, base))
-                if len(own) and len(of_base) and of_base.min() > 0:
+                if comparable(own, of_base):
                     ratios[env_id] = f"{own.mean() / of_base.mean():.2f} on {env_id}"
                     counts |= {len(own), len(of_base)}
             if ratios:
                 verdict = verdict_of(compare(results, name, base, policy), list(ratios))
                 few, most = min(counts), max(counts)
                 seeds = f"{most} seed{'s' * (most > 1)}" if few == most else f"{few} to {most} seeds"
-                title = f"**{label(name)} over {label(base)}**, {MEASURES[policy]}, {seeds}"
+                where = " (Playground)" if family == "playground" else ""
+                title = f"**{label(name)} over {label(base)}{where}**, {MEASURES[policy]}, {seeds}"
                 lines.append(f"- {title}: {verdict}. {', '.join(ratios.values())}.")
     return "\n".join(lines)
 
@@ -192,7 +195,7 @@ def verdict_of(pair: Pair | None, env_ids: list[str]) -> str:
     """Better or behind where the exact stratified rank-sum test has p <= 0.05 on both sides together, else level."""
     if pair is None:
         return f"no verdict from fewer than {FEWEST_SEEDS} seeds"
-    word = "level" if pair.p > 0.05 else "better" if pair.improvement[0] > 0.5 else "behind"
+    word = "level" if pair.p > 0.05 else "better" if pair.higher else "behind"
     where = "" if [*pair.steps] == env_ids else f" on {', '.join(pair.steps)}"
     return f"{word}{where} (p = {pair.p:.2g}), IQM {estimate(*pair.iqm)}, P {estimate(*pair.improvement)}"
 
@@ -270,7 +273,7 @@ def aggregate_table(results: Results) -> str:
         " and environments, a quarter of all scores cut at each end: of three seeds on three environments two of nine,"
         " which can be of one environment. In brackets 95 % stratified bootstrap intervals, the seeds of both"
         " resampled; where all seeds of one lie above all of the other, no draw changes the order, and the probability"
-        " has no width. p: exact stratified rank-sum test, two-sided."
+        " has no width. p: stratified rank-sum test, two-sided, exact without ties."
     )
     return markdown(header, rows, below=below)
 
@@ -283,15 +286,15 @@ METRICS = {
 
 
 def reference_table(results: Results, reference: list[dict]) -> str:
-    """Published returns beside ours in the same metric, where ours have come to as many steps, up to a twentieth."""
+    """Published returns beside ours in the same metric and at as many steps."""
     rows = []
     for row in reference:
         names = FAMILIES[row["kind"]]
         for env_id in environments(results, names):
             if stem(env_id) != stem(row["env_id"]):
                 continue
-            limit, curves = at_equal_steps(results, names, env_id, int(row["steps"]))
-            if not curves or limit < 0.95 * int(row["steps"]):
+            limit, curves = at_equal_steps(results, names, env_id)
+            if not as_many(limit, int(row["steps"])):
                 continue
             ours = "; ".join(f"{label(name)} {score(of_name, row['metric'])}" for name, of_name in curves.items())
             value = row["mean"] + (f" ± {row['std_over_seeds']}" if row["std_over_seeds"] else "")

@@ -51,20 +51,24 @@ def unflattened(env: gym.Env) -> gym.Space:
     return (env.env if isinstance(env, gym.wrappers.FlattenObservation) else env).observation_space
 
 
-def flatten_observations(space: gym.Space, obs: Any) -> np.ndarray:
+def flatten_observations(space: gym.Space, obs: Any, part: bool = False) -> np.ndarray:
     """An observation of `space`, or a batch of them, as float32 `[.., O]`; what is flat already stays as it is.
+
+    Args:
+      part: `space` is a part of another, whose parts are not flat.
 
     Raises UserError where the shape is neither.
     """
     size = gym.spaces.flatdim(space)
     if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple) and not isinstance(obs, np.ndarray):
         try:
-            return np.concatenate([flatten_observations(space[key], obs[key]) for key in _keys(space)], axis=-1)
-        except (KeyError, IndexError, TypeError) as error:
+            parts = [flatten_observations(space[key], obs[key], part=True) for key in _keys(space)]
+            return np.concatenate(parts, axis=-1)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise UserError(f"no observation of {space}: {one_line(error)}") from None
     obs, shape = np.asarray(obs), space.shape or ()
     real = isinstance(space, gym.spaces.Box) or np.issubdtype(obs.dtype, np.floating)
-    if shape == () and real and obs.ndim and obs.shape[-1] == size:  # a number, or one of several, as a vector
+    if not part and shape == () and real and obs.ndim and obs.shape[-1] == size:  # of a number, or a choice: a vector
         return obs.astype(np.float32)
     lead = obs.shape[: obs.ndim - len(shape)]
     if not isinstance(space, gym.spaces.Dict | gym.spaces.Tuple) and obs.shape[len(lead) :] == shape:

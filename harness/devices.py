@@ -61,5 +61,5 @@ def keep_compiled(env: Environment) -> None:
             cpu = platform.processor()
         home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
         kind = hashlib.sha256(cpu.encode()).hexdigest()[:8]
-        if home.parts[0] != "~":  # as in a container whose user has no home
+        if not str(home).startswith("~"):  # as in a container whose user has no home
             jax.config.update("jax_compilation_cache_dir", str(home / "diffusion-maxent-rl" / kind))

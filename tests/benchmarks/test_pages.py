@@ -100,6 +100,11 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
 
 
+def test_nothing_is_left_to_be_filled_in():
+    for page in pages(ROOT):
+        assert not re.search(r"TODO|FIXME|XXX", page.read_text()), page
+
+
 def test_links_between_the_pages_lead_somewhere():
     own = [*pages(ROOT), ROOT / "CONTRIBUTING.md"]
     links = [(page, link) for page in own for link in re.findall(r"\]\(([^)\s]+)\)", prose(page))]

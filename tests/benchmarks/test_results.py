@@ -31,26 +31,27 @@ def test_probability_of_improvement_by_hand():
     assert rows == pytest.approx([4.5 / 6, 3 / 6])
 
 
-def test_p_value_by_hand():
+def test_rank_sum_test_by_hand():
     # U of 2 over 2, all 6 orders alike: 0, 1, 2, 2, 3, 4.
     assert results.null_of_u(2, 2) == pytest.approx(np.array([1, 1, 2, 1, 1]) / 6)
     low, high = np.array([1.0, 2.0]), np.array([3.0, 4.0])
-    assert results.p_value([low], [high]) == results.p_value([high], [low]) == pytest.approx(2 / 6)
+    assert results.rank_sum_test([low], [high]) == (pytest.approx(2 / 6), False)
+    assert results.rank_sum_test([high], [low]) == (pytest.approx(2 / 6), True)
     # Over two environments, the same: the sum is 0 in 1 of 36 orders, and 8 in another.
-    assert results.p_value([low, low], [high, high]) == pytest.approx(2 / 36)
-    assert results.p_value([low, high], [high, low]) == pytest.approx(1.0)
+    assert results.rank_sum_test([low, low], [high, high])[0] == pytest.approx(2 / 36)
+    assert results.rank_sum_test([low, high], [high, low])[0] == pytest.approx(1.0)
     # On one environment it is SciPy's exact test, also of unequal numbers.
     rng = np.random.default_rng(0)
     for m, n in ((3, 3), (4, 7), (10, 9)):
         x, y = rng.normal(size=m), rng.normal(0.8, size=n)
-        assert results.p_value([x], [y]) == pytest.approx(stats.mannwhitneyu(x, y, method="exact").pvalue)
+        assert results.rank_sum_test([x], [y])[0] == pytest.approx(stats.mannwhitneyu(x, y, method="exact").pvalue)
 
 
-def test_p_value_is_small_as_often_as_it_says():
+def test_its_p_is_small_as_often_as_it_says():
     """Three environments, three seeds, no difference: at most one in twenty, and not far below."""
     rng = np.random.default_rng(0)
     draws = [[rng.normal(size=3) for _ in range(6)] for _ in range(2000)]
-    share = np.mean([results.p_value(draw[:3], draw[3:]) <= 0.05 for draw in draws])
+    share = np.mean([results.rank_sum_test(draw[:3], draw[3:])[0] <= 0.05 for draw in draws])
     assert 0.02 < share < 0.055
 
 
@@ -76,6 +77,24 @@ def test_intervals_resample_the_base_too():
     scores, base = [np.array([2.0])], [np.array([1.0, 3.0])]
     assert results.normalised_iqm(scores, base) == 1.0
     assert results.interval(results.normalised_iqm, scores, base) == pytest.approx((2 / 3, 2.0))
+
+
+def test_the_verdict_is_the_side_of_the_test():
+    """Of ten seeds on one environment and three on two others the first weighs more in the test, not in P."""
+    rng = np.random.default_rng(0)
+    up, down = rng.normal(1.2, 0.1, 10), rng.normal(0.5, 0.01, 3)
+    ours, base = [up, down, down], [rng.normal(1.0, 0.1, 10), rng.normal(1.0, 0.01, 3), rng.normal(1.0, 0.01, 3)]
+    p, higher = results.rank_sum_test(ours, base)
+    assert p < 0.05 and higher and results.probability_of_improvement(ours, base) < 0.5
+
+
+def test_a_missing_evaluation_is_left_out_of_the_score():
+    values = np.array([1.0, 2.0, np.nan, 4.0, 5.0])
+    curve = results.Curve(1, np.arange(5), {"deterministic": values, "entropy": np.full(5, np.nan)}, np.arange(5.0), {})
+    assert curve.score("deterministic") == pytest.approx(11 / 3) and np.isnan(curve.score("entropy"))
+    some = np.array([1.0, 2.0, 3.0])
+    assert results.comparable(some, some) and not results.comparable(np.array([1.0, np.nan, 2.0]), some)
+    assert not results.comparable(some, some - 1.0) and not results.comparable(some[:0], some)
 
 
 def test_score_rule():

@@ -166,6 +166,11 @@ def test_seeds_are_one_process_on_a_gpu(call, monkeypatch):
     assert "1 runs: 0 waiting" in call("--status", entries=both).out
     assert "0 runs to do (0 resumed), 1 already finished" in call(entries=both).out
     assert "2 runs to do" in call("--dry-run", "--vmap", "0", entries=both).out
+    # Entry by entry: what has not begun is divided as the machine has it.
+    more = [*both, entry(name="b", seeds=[1, 2])]
+    assert "2 runs to do (0 resumed), 1 already finished" in call("--dry-run", entries=more).out
+    monkeypatch.setattr(on_here, "accelerator", lambda: True)
+    assert "1 runs to do (0 resumed), 1 already finished" in call("--dry-run", entries=more).out
 
 
 def test_run_all_passes_its_variables_on(tmp_path):

@@ -78,7 +78,9 @@ def test_verdicts(results):
     assert ppo_deterministic.startswith(
         "- **DiffPPO over PPO**, deterministic policy, 3 seeds: better (p = 0.005), IQM"
     )
-    assert playground.startswith("- **DiffPPO over PPO**, deterministic policy, 3 seeds: level (p = 0.1), IQM 1.94")
+    assert playground.startswith(
+        "- **DiffPPO over PPO (Playground)**, deterministic policy, 3 seeds: level (p = 0.1), IQM 1.94"
+    )
     two = {name: {e: curves[:2] for e, curves in results[name].items()} for name in ("sac_jax", "diffsac_jax")}
     assert tables.verdicts(two).startswith(
         "- **DiffSAC over SAC**, deterministic policy, 2 seeds: no verdict from fewer than 3 seeds. 1.99 on Hopper-v4, "
@@ -87,12 +89,12 @@ def test_verdicts(results):
     assert ", 2 to 3 seeds: level on Hopper-v4 (p = 0.1), IQM" in tables.verdicts(two)
     below_zero = {**two, "sac_jax": {e: [*results["sac_jax"][e][1:], losing(results, e)] for e in ("Hopper-v4",)}}
     assert tables.verdicts(below_zero) == ""  # no ratio, and no verdict from several seeds either
-    pair = Pair("a", "b", "training", {"X": 1}, [3], (0.97, 0.9, 1.1), 1.0, improvement=(0.3, 0.1, 0.45), p=0.04)
+    pair = Pair(
+        "a", "b", "training", {"X": 1}, [3], (0.97, 0.9, 1.1), 1.0, improvement=(0.3, 0.1, 0.45), p=0.04, higher=False
+    )
     assert tables.verdict_of(pair, ["X"]) == "behind (p = 0.04), IQM 0.97 (0.90 to 1.10), P 0.30 (0.10 to 0.45)"
     assert tables.verdict_of(replace(pair, p=0.051), ["X"]).startswith("level (p = 0.051)")
-    assert tables.verdict_of(replace(pair, improvement=(0.7, 0.5, 0.9)), ["X", "Y"]).startswith(
-        "better on X (p = 0.04)"
-    )
+    assert tables.verdict_of(replace(pair, higher=True), ["X", "Y"]).startswith("better on X (p = 0.04)")
 
 
 def losing(results, env_id):

@@ -107,6 +107,11 @@ def test_numbers_and_choices_as_they_are_flattened_and_in_batches():
     number = gym.spaces.Box(-1, 1, ())
     for obs, shape in ((0.5, (1,)), ([0.5], (1,)), ([0.1, 0.2, 0.3], (3, 1)), ([[0.1], [0.2]], (2, 1))):
         assert flatten_observations(number, np.array(obs)).shape == shape
+    both = gym.spaces.Dict(a=number, b=gym.spaces.Box(-1, 1, (2,)))
+    for lead in ((), (1,), (3,)):
+        assert flatten_observations(both, {"a": np.zeros(lead), "b": np.zeros((*lead, 2))}).shape == (*lead, 3)
+    with pytest.raises(UserError, match="no observation of"):
+        flatten_observations(both, {"a": np.zeros(3), "b": np.zeros((2, 2))})
     choice, flat = gym.spaces.Discrete(4), np.eye(4)
     np.testing.assert_array_equal(flatten_observations(choice, 1), flat[1])
     np.testing.assert_array_equal(flatten_observations(choice, np.array([3, 0, 1, 2])), flat[[3, 0, 1, 2]])

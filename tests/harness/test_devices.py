@@ -96,7 +96,10 @@ def test_programs_are_kept_in_the_users_cache_unless_told_otherwise(monkeypatch,
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # whose user has no home
     devices.keep_compiled(SimpleNamespace(on_device=True))
     assert len(set_to) == 1
+    monkeypatch.setenv("XDG_CACHE_HOME", ".")
+    devices.keep_compiled(SimpleNamespace(on_device=True))
+    assert len(set_to) == 2
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
     devices.keep_compiled(SimpleNamespace(on_device=True))
-    assert len(set_to) == 1
+    assert len(set_to) == 2
