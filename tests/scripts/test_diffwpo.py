@@ -190,27 +190,18 @@ def test_trust_region_is_the_kl_of_the_target_to_the_actor():
 
 
 def test_the_multiplier_moves_towards_the_bound_and_the_copy_follows_the_actor():
-    for bound, direction in ((1e-6, 1), (1e6, -1)):
+    """Up where the bound is next to nothing. Down where it is three quarters of the KL, per dimension, of two."""
+    bound = 1e-6
+    for direction in (1, -1):
         args = diffwpo_jax.Args(**SETTINGS, kl_bound=bound)
         agent = make_agent(diffwpo_jax, args, 0.7, 0.3)
-        after, _ = jax.jit(diffwpo_jax.update, static_argnums=0)(args, agent, jax.random.key(0), make_batch(), 0)
+        after, metrics = jax.jit(diffwpo_jax.update, static_argnums=0)(args, agent, jax.random.key(0), make_batch(), 0)
         assert np.sign(after.multiplier.params["log"] - agent.multiplier.params["log"]) == direction
         expected = jax.tree.map(
             lambda new, old: args.tau * new + (1 - args.tau) * old, after.actor.params, agent.target_actor_params
         )
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), after.target_actor_params, expected)
-
-
-def test_the_bound_is_per_action_dimension():
-    """A KL of four thirds of the bound, but two thirds of the bound times two dimensions: the multiplier falls."""
-    args = diffwpo_jax.Args(**SETTINGS)
-    agent, key = make_agent(diffwpo_jax, args, 0.7, 0.3), jax.random.key(0)
-    _, actor_key = jax.random.split(key)
-    chain_key, _ = jax.random.split(actor_key)
-    _, (_, metrics) = diffwpo_jax.actor_loss(agent.actor.params, args, agent, chain_key, make_batch())
-    args = diffwpo_jax.Args(**SETTINGS, kl_bound=0.75 * float(metrics["diffusion/kl"]))
-    after, _ = jax.jit(diffwpo_jax.update, static_argnums=0)(args, agent, key, make_batch(), 0)
-    assert after.multiplier.params["log"] < agent.multiplier.params["log"]
+        bound = 0.75 * float(metrics["diffusion/kl"])
 
 
 def test_without_a_trust_region_a_kl_that_overflows_stops_nothing():
