@@ -133,8 +133,8 @@ def ablation_figure(results: Results) -> Figure | None:
         top.set_title(f"{title}\n{thousands(limit)} steps, {counts} seeds (open: single seeds)", fontsize=9)
         top.set_ylabel(f"{policy} return")
         bottom.set_ylabel("steps/s")
-        top.set_ylim(bottom=0)
-        bottom.set_ylim(bottom=0)
+        top.set_ylim(0, 1.1 * max(values.max() for values in of_level))
+        bottom.set_ylim(0, 1.1 * max(speed(of_k) for of_k in curves.values()))
         for axis in (top, bottom):
             axis.set_xscale("log", base=2)
             axis.set_xticks(levels, [str(k) for k in levels])
