@@ -268,10 +268,11 @@ def suite_entries(results: Path = RESULTS) -> list[str]:
 
     Raises UserError.
     """
-    if not list(results.glob("*.csv")):
+    paths = sorted(results.glob("*.csv"))
+    if not paths:
         raise UserError(f"there are no CSV files in {results}")
     seeds: dict[tuple, dict[int, None]] = {}  # a dict keeps the order, and each once
-    for path in sorted(results.glob("*.csv")):
+    for path in paths:
         for row in read_csv(path):
             words, steps = shlex.split(row["arguments"]), defaults(row["script"])["total_timesteps"]
             if "--total-timesteps" in words:

@@ -132,28 +132,23 @@ def module_of(engine: str) -> Any:
         raise UserError(f"--on {engine} needs {error.name}: pip install '.[{engine}]'") from None
 
 
-def stands_of(suites: dict[str, Any], options: argparse.Namespace, runs: Path, vmap: bool) -> list[Stand]:
-    """How the suite's jobs stand. `vmap`: consecutive seeds are one."""
-    return [look(job, runs) for job in jobs_of(suites, options.suite, vmap, options.steps)]
+def as_begun(jobs: list[Job], others: list[Job], runs: Path) -> list[Job]:
+    """The jobs, and of an entry's on an environment `others`, divided otherwise, where only those have begun."""
 
-
-def as_begun(stands: list[Stand], others: list[Stand]) -> list[Stand]:
-    """The stands, and of an entry's runs on an environment `others`, divided otherwise, where only those have begun."""
-
-    def by_entry(stands):
-        found: dict[tuple, list[Stand]] = {}
-        for stand in stands:
-            found.setdefault((stand.job.suite, stand.job.args.exp_name, stand.job.args.env_id), []).append(stand)
+    def by_entry(jobs):
+        found: dict[tuple, list[Job]] = {}
+        for job in jobs:
+            found.setdefault((job.suite, job.args.exp_name, job.args.env_id), []).append(job)
         return found
 
-    def begun(stands):
-        return any(stand.folder.exists() for stand in stands)
+    def begun(jobs):
+        return any((runs / job.name).exists() for job in jobs)
 
     found = by_entry(others)
     return [
-        stand
-        for entry, own in by_entry(stands).items()
-        for stand in (found[entry] if begun(found[entry]) and not begun(own) else own)
+        job
+        for entry, own in by_entry(jobs).items()
+        for job in (found[entry] if begun(found[entry]) and not begun(own) else own)
     ]
 
 
@@ -166,9 +161,10 @@ def main() -> int:
         module = module_of(options.on)
         engine = module.Engine(options.jobs, {**settings.get(options.on, {}), **dict(options.set)})
         vmap = options.vmap == "1" or (options.vmap == "auto" and engine.has_gpu())
-        stands = stands_of(suites, options, runs, vmap)
+        jobs = jobs_of(suites, options.suite, vmap, options.steps)
         if options.vmap == "auto":  # as the runs that are there were divided, maybe on a machine of another kind
-            stands = as_begun(stands, stands_of(suites, options, runs, not vmap))
+            jobs = as_begun(jobs, jobs_of(suites, options.suite, not vmap, options.steps), runs)
+        stands = [look(job, runs) for job in jobs]
         if not options.dry_run and not options.status:
             (runs / "logs").mkdir(parents=True, exist_ok=True)
     except (UserError, OSError, ValueError) as error:
