@@ -31,13 +31,13 @@ import math
 import os
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.work import may_be_cut
 from envs import UserError, one_line
 from harness import Experiment, RunFolder
 from harness.cli import one_line_errors
@@ -303,8 +303,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the results as entries of suite `committed`")
     options = parser.parse_args()
     if options.list:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
-        with one_line_errors():
+        with may_be_cut(), one_line_errors():
             print("\n".join(suite_entries(options.results)))
         return 0
     if not options.runs:

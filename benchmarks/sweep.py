@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import importlib
 import shlex
-import signal
 import sys
 import tomllib
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Any
 
 from benchmarks.standing import Stand, look, outlook, table
 from benchmarks.suites import ENGINES, SUITES, Job, jobs_of, read_suites
-from benchmarks.work import Work
+from benchmarks.work import Work, may_be_cut
 from envs import UserError
 
 
@@ -172,12 +171,12 @@ def main() -> int:
     stopped = [stand.failure for stand in stands if stand.state == "stopped"]
     todo = [stand for stand in stands if stand.to_do]
     if options.dry_run or options.status:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
-        if options.status:
-            print(table(stands))
-        else:
-            print("\n".join(f"# {line}" for line in (*outlook(stands), *stopped)))
-            print("\n".join(shlex.join([sys.executable, *stand.work.words]) for stand in todo))
+        with may_be_cut():
+            if options.status:
+                print(table(stands))
+            else:
+                print("\n".join(f"# {line}" for line in (*outlook(stands), *stopped)))
+                print("\n".join(shlex.join([sys.executable, *stand.work.words]) for stand in todo))
         return 0
     say("\n".join(outlook(stands)))
     report = Report(todo, runs, engine)

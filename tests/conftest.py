@@ -3,8 +3,10 @@ they compute: XLA goes without most of its optimisations, and its older CPU emit
 time of the newer ones. They were once seen to give NaN where the newer ones are right: scripts/test_as_commands.py has
 the newer ones (three scripts with `-m slow`), and `XLA_FLAGS= pytest` takes them for all tests."""
 
+import contextlib
 import importlib.metadata
 import os
+import signal
 import sys
 
 import pytest
@@ -17,6 +19,15 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA ends a proce
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")  # nothing is left in the user's folders
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("NPROC", "1")
+
+
+@pytest.fixture(autouse=True)
+def signals_are_left_alone():
+    """SIGPIPE above all: where it is not ignored it ends a worker without a word, and many tests later: a thread of
+    asyncio's writes to a socket that another has just closed, and counts on an error."""
+    before = [signal.getsignal(number) for number in sorted(signal.valid_signals())]
+    yield
+    assert [signal.getsignal(number) for number in sorted(signal.valid_signals())] == before
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,3 +46,11 @@ def all_optimizations():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.hookimpl(optionalhook=True)  # xdist's
+def pytest_testnodedown(node, error):
+    """Says what a worker that died ended with, which xdist does not: -9 may be a lack of memory, -13 is SIGPIPE."""
+    with contextlib.suppress(Exception):  # execnet has no public name for its process
+        if error:
+            print(f"\n[{node.gateway.id}] exit status {node.gateway._io.popen.wait(timeout=60)}")
