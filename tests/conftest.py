@@ -25,9 +25,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def signals_are_left_alone():
     """SIGPIPE above all: where it is not ignored it ends a worker without a word, and many tests later: a thread of
     asyncio's writes to a socket that another has just closed, and counts on an error."""
-    before = [signal.getsignal(number) for number in sorted(signal.valid_signals())]
+    before = _signal_handlers()
     yield
-    assert [signal.getsignal(number) for number in sorted(signal.valid_signals())] == before
+    assert _signal_handlers() == before
+
+
+def _signal_handlers():
+    return {number: signal.getsignal(number) for number in signal.valid_signals()}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -366,6 +366,16 @@ def test_a_signal_to_the_process(call, tmp_path):
     assert "exec " in RUN_ALL.read_text(), "a signal to run_all.sh reaches the sweep"
 
 
+@pytest.mark.parametrize("words", [["benchmarks.sweep", "gym", "--dry-run"], ["benchmarks.export", "--list"]])
+def test_a_list_that_is_cut(words):
+    """As in `| head -1`: the process is ended without a traceback."""
+    command = [sys.executable, "-m", *words]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    _, error = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == -signal.SIGPIPE and error == ""
+
+
 # --------------------------------------------------------------------------------------------------------- end to end
 
 TINY = (
