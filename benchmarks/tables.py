@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import keep
 from benchmarks.export import settings_of
 from benchmarks.results import (
     ALGORITHMS,
@@ -31,6 +32,7 @@ from benchmarks.results import (
     speed,
     stem,
 )
+from harness import RunFolder
 
 # --------------------------------------------------------------------------------------------------------------- cells
 
@@ -113,10 +115,8 @@ RATIOS = {
     "playground": (("diffppo_playground", "ppo_playground"),),
 }
 ENTROPY = "of the stochastic policy in nats, an estimate where it is a diffusion policy"
-EVALUATIONS = (
-    "{policy} policy: mean of the last ten evaluations of a run (last three where it has fewer than"
-    " twenty), mean ± standard deviation over seeds"
-)
+SCORE = "{policy} policy: mean of the last ten evaluations of a run (last three where it has fewer than twenty)"
+EVALUATIONS = SCORE + ", mean ± standard deviation over seeds"
 MEANING = {
     "off-policy": EVALUATIONS,
     "playground": EVALUATIONS,
@@ -447,6 +447,20 @@ def hidden_table(results: Results) -> str:
     return markdown(header, rows, below=f"Stochastic policy, mean of its last evaluations. Entropy: {ENTROPY}.")
 
 
+def agents_table(results: Results, folder: Path) -> str:
+    """Of the small copies of runs (keep.py): the score of each, and those of the other seeds."""
+    rows = []
+    for place in sorted(folder.glob("*/")):
+        copy = RunFolder(place)
+        args, commit = copy.stored_args(), copy.versions()[-1]["git_commit"]
+        seeds = [c.until(args["total_timesteps"]) for c in results.get(args["exp_name"], {}).get(args["env_id"], [])]
+        others = ", ".join(f"{c.seed}: {number(c.score('deterministic'))}" for c in seeds if c.seed != args["seed"])
+        run = [label(args["script"]), args["env_id"], thousands(args["total_timesteps"]), str(args["seed"])]
+        rows.append([f"`{place.name}`", *run, number(keep.score(place)), others or "-", commit[:7]])
+    header = ["agent", "Algorithm", "Environment", "steps", "seed", "score", "scores of the other seeds", "commit"]
+    return markdown(header, rows, below=SCORE.format(policy="Deterministic") + ".")
+
+
 # By their names on the pages: functions of the results and of the benchmarks folder. Of training runs:
 TRAINING = {
     "off-policy": lambda results, folder: family_table(results, "off-policy"),
@@ -475,4 +489,5 @@ TABLES = TRAINING | {
     "bandit-k": lambda results, folder: bandit_table(folder / "bandit_k.csv"),
     "turning": lambda results, folder: turning_table(folder / "turning.csv"),
     "hidden": lambda results, folder: hidden_table(load(folder / "hidden_target")),
+    "agents": lambda results, folder: agents_table(results, folder / "agents"),
 }

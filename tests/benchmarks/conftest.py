@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import export
 from benchmarks.pages import ROOT
+from tests.benchmarks.untrained import evaluated_run
 
 
 def made_up_rows(name, env_id, seed, evaluations, scale, arguments="", every=10_000, script=None):
@@ -85,4 +86,5 @@ def checkout(tmp_path_factory) -> Path:
         "sac_jax,s,1,30000,--gamma 0.9,0123456789,99.5,45,0.1,0.8,0.1\n"
         "diffsac_jax,d,2,30000,--total-timesteps 30000 --gamma 0.9,0123456789,97.0,0,0.45,0.1,0.45\n"
     )
+    evaluated_run(folder / "agents" / "hopper", [*range(10)], seed=2)
     return root

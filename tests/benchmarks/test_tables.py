@@ -8,6 +8,7 @@ from benchmarks import export, tables
 from benchmarks.pages import ROOT
 from benchmarks.results import Pair, load, read_rows
 from tests.benchmarks.conftest import made_up_rows
+from tests.benchmarks.untrained import evaluated_run
 
 
 @pytest.fixture(scope="module")
@@ -249,3 +250,13 @@ def test_hidden_table_keeps_other_arguments_apart(tmp_path):
 def test_the_main_quantities_are_measured():
     rows = read_rows(ROOT / "benchmarks" / "speed.csv")
     assert {row["quantity"] for row in rows} >= set(tables.MAIN_QUANTITIES)
+
+
+def test_agents_table(results, checkout, tmp_path):
+    """A copy's own score, and beside it the others' at its steps: DiffSAC's rows go on to 150k."""
+    _, _, row, _, below = tables.agents_table(results, checkout / "benchmarks" / "agents").splitlines()
+    # 8: the mean of 7, 8, 9. The others: twice 20 * 11 + seed.
+    assert row == "| `hopper` | DiffSAC | Hopper-v4 | 120k | 2 | 8.0 | 1: 442, 3: 446 | fedcba9 |"
+    assert below.startswith("Deterministic policy: ") and below.endswith(" twenty).")
+    evaluated_run(tmp_path / "own", [1.0], seed=2, exp_name="own")
+    assert "| `own` | DiffSAC | Hopper-v4 | 120k | 2 | 1.0 | - | fedcba9 |" in tables.agents_table(results, tmp_path)

@@ -1,4 +1,4 @@
-"""The folder of a run whose agents are as they were before training."""
+"""Folders of runs that were not trained: with agents as they were before training, or without any."""
 
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import sac_jax
 from harness import RunFolder, provenance
 from harness.checkpoint import Checkpoints
+from harness.folder import LAYOUT
+from harness.log import HEADER
 
 
 def untrained_run(args: sac_jax.Args, action_size: int) -> Path:
@@ -29,3 +31,17 @@ def untrained_run(args: sac_jax.Args, action_size: int) -> Path:
     checkpoints.wait()
     checkpoints.close()
     return folder.path
+
+
+def evaluated_run(path: Path, deterministic: list[float], **args) -> Path:
+    """A finished run with evaluations of the deterministic policy and no agents. `args` has its seed."""
+    path.mkdir(parents=True)
+    folder = RunFolder(path)
+    stored = {"script": "diffsac_jax", "exp_name": "diffsac_jax", "env_id": "Hopper-v4", "layout": LAYOUT}
+    folder.write_json("args.json", stored | {"total_timesteps": 120_000, "run_name": path.name} | args)
+    folder.write_json("summary.json", {"total_timesteps": 120_000})
+    folder.write_json("versions.json", {"git_commit": "fedcba9876543210"})
+    tag = "eval/episodic_return_deterministic"
+    rows = [f"{i},1.0,{args['seed']},{tag},{value}\n" for i, value in enumerate(deterministic)]
+    (path / "scalars.csv").write_text("".join([HEADER, *rows]))
+    return path
