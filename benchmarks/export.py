@@ -18,7 +18,7 @@ One row per seed and evaluation. Columns:
     steps_per_second       over the whole run while learning, without compilation and evaluation
     arguments              every argument that differs from the script's default and is not named by a column
 
-Exporting a seed again replaces its rows. A run of a changed tree or an unfinished run is refused unless asked for.
+Exporting a seed again replaces its rows. A run of changed code or an unfinished run is refused unless asked for.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def read_run(path: Path, allow_dirty: bool = False, allow_unfinished: bool = Fal
     stored, ran = folder.stored_args(), folder.versions()
     states = [version.get("git_dirty") for version in ran] or [None]
     if (any(states) or None in states) and not allow_dirty:
-        why = "its tree had changes" if any(states) else "its commit is unknown"
+        why = "its code was changed or is not committed" if any(states) else "its commit is unknown"
         raise UserError(f"{path} cannot be traced to a commit ({why}); --allow-dirty exports it")
     if (status := folder.status()) != "finished" and not allow_unfinished:
         why = "has not finished" if status == "unfinished" else "has a seed that was stopped by NaN or infinity"

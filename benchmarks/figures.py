@@ -54,7 +54,7 @@ def draw_curve(axis, curves: list[Curve], name: str, policy: str, over_time: boo
     if len(returns) >= 5:
         axis.fill_between(x, *band(returns), color=style.colour, alpha=0.2, linewidth=0)
     elif len(returns) > 1:
-        axis.plot(x, returns.T, style.line, color=style.colour, linewidth=0.6, alpha=0.5)
+        axis.plot(x, returns.T, style.line, color=style.colour, linewidth=0.8, alpha=0.7)
 
 
 def curves_figure(results: Results, family: str, over_time: bool = False) -> Figure | None:
@@ -113,28 +113,34 @@ def aggregate_figure(results: Results) -> Figure | None:
 
 
 def ablation_figure(results: Results) -> Figure | None:
-    """Score and speed against K."""
+    """Score by each policy and speed against K: one column per algorithm and environment."""
     panels = [
-        (f"{label(f'{prefix}_jax')}, {env_id}", policy, *found)
-        for prefix, policies in (("diffsac", ("deterministic",)), ("diffppo", ("training", "deterministic")))
+        (f"{label(f'{prefix}_jax')}, {env_id}", policies, *found)
+        for prefix, policies in (
+            ("diffsac", ("deterministic", "stochastic")),
+            ("diffppo", ("deterministic", "training")),
+        )
         for env_id, found in ablations(results, prefix).items()
-        for policy in policies
     ]
     if not panels:
         return None
     figure, axes = panels_of(2, len(panels), 4.5 * len(panels), 5)
-    for (top, bottom), (title, policy, limit, curves) in zip(axes.T, panels, strict=True):
-        levels, of_level = list(curves), [scores(of_k, policy) for of_k in curves.values()]
-        for k, values in zip(levels, of_level, strict=True):
-            top.plot([k] * len(values), values, "o", markerfacecolor="none", color="#9a9a9a")
-        top.plot(levels, [values.mean() for values in of_level], "-o", color="#08306b")
+    for (top, bottom), (title, policies, limit, curves) in zip(axes.T, panels, strict=True):
+        levels, largest = list(curves), 0.0
+        for policy, colour, line in zip(policies, ("#08306b", "#d95f0e"), ("-o", "--^"), strict=True):
+            of_level = [scores(of_k, policy) for of_k in curves.values()]
+            for k, values in zip(levels, of_level, strict=True):
+                top.plot([k] * len(values), values, line[-1], markerfacecolor="none", color=colour, alpha=0.5)
+            top.plot(levels, [values.mean() for values in of_level], line, color=colour, label=policy)
+            largest = max(largest, *(values.max() for values in of_level))
         bottom.plot(levels, [speed(of_k) for of_k in curves.values()], "-s", color="#08306b")
-        counts = " or ".join(map(str, sorted({len(values) for values in of_level})))
+        counts = " or ".join(map(str, sorted({len(of_k) for of_k in curves.values()})))
         top.set_title(f"{title}\n{thousands(limit)} steps, {counts} seeds (open: single seeds)", fontsize=9)
-        top.set_ylabel(f"{policy} return")
+        top.set_ylabel("return")
         bottom.set_ylabel("steps/s")
-        top.set_ylim(0, 1.1 * max(values.max() for values in of_level))
+        top.set_ylim(0, 1.1 * largest)
         bottom.set_ylim(0, 1.1 * max(speed(of_k) for of_k in curves.values()))
+        top.legend(fontsize=8, frameon=False, loc="lower right")
         for axis in (top, bottom):
             axis.set_xscale("log", base=2)
             axis.set_xticks(levels, [str(k) for k in levels])

@@ -1,18 +1,17 @@
 """Small copies of run folders: what an agent acts with and how it was evaluated, without what it was trained with.
 
-    python -m benchmarks.keep runs/RUN benchmarks/agents/diffsac_walker2d
+    python -m benchmarks.keep runs/RUN my_agent
     python -m benchmarks.keep runs/Walker2d-v4__diffsac_jax__* benchmarks/agents/diffsac_walker2d
 
-Of several runs, which are to differ in their seeds only, the median one is kept: neither the best nor the last.
-`harness.show` and `load_agent` take the copy as they take the run; it cannot be resumed. Critics, targets and
+Of all the seeds in the runs, which are to be of one command, the one is kept whose deterministic policy has the median
+score: neither the best nor the last.
+`harness.show` and `load_agent` take the copy as they take a run; it cannot be resumed. Critics, targets and
 optimisers are there as zeros, which take no room: an agent of Hopper-v4 has 0.4 MB, its run 13.
 """
 
 import argparse
 import csv
-import itertools
 import shutil
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint
 
-from envs import UserError, make_env
+from benchmarks.export import arguments
+from envs import UserError, make_env, one_line
 from harness import RunFolder
 from harness.agents import read_agents
 from harness.checkpoint import newest_intact
@@ -51,32 +51,45 @@ def finished(run: Path) -> RunFolder:
     return folder
 
 
-def score(run: Path) -> float:
-    """Of the deterministic policy (`harness.record.run_score`), the mean over the run's seeds. Raises UserError."""
-    returns: dict[int, list[float]] = {}
-    for _, _, seed, tag, value in finished(run).scalars():
+def scores(run: Path) -> dict[int, float]:
+    """Of the deterministic policy, by seed (`harness.record.run_score`). Raises UserError."""
+    returns: dict[int, dict[int, float]] = {}
+    for step, _, seed, tag, value in finished(run).scalars():
         if tag == "eval/episodic_return_deterministic":
-            returns.setdefault(seed, []).append(value)
+            returns.setdefault(seed, {})[step] = value
     if not returns:
         raise UserError(f"{str(run)!r} was never evaluated")
-    return statistics.mean(map(run_score, returns.values()))
+    return {seed: run_score([*by_step.values()]) for seed, by_step in returns.items()}
 
 
-def median(runs: list[Path]) -> Path:
-    """The run with the median score, the lower of two in the middle. Raises UserError: not their seeds alone differ."""
-    stored = [finished(run).stored_args() for run in runs]
-    for (run, args), (other, others) in itertools.combinations(zip(runs, stored, strict=True), 2):
-        unlike = {name for name in args.keys() | others.keys() if args.get(name) != others.get(name)}
-        if wrong := sorted(unlike - {"seed", "run_name", "runs_folder"}):
-            raise UserError(f"{str(run)!r} and {str(other)!r} differ in {', '.join(wrong)}")
-        if "seed" not in unlike:
-            raise UserError(f"{str(run)!r} and {str(other)!r} have the same seed")
-    return runs[0] if len(runs) == 1 else sorted(runs, key=score)[(len(runs) - 1) // 2]
+def command(run: Path) -> str:
+    """What a run was started with, but for its seeds and names. Raises UserError."""
+    stored = finished(run).stored_args()
+    return f"{stored['script']}.py --env-id {stored['env_id']} {arguments(stored['script'], stored)}".strip()
 
 
-def keep(run: Path, place: Path) -> None:
-    """Writes the small copy of a run. Raises UserError: the run is not finished, or the place is taken."""
+def median(runs: list[Path]) -> tuple[Path, int]:
+    """The run and the seed with the median score, the lower of two in the middle.
+
+    Raises UserError: a seed is there twice, or the runs are not of one command. Their commits may differ.
+    """
+    by_seed: dict[int, tuple[float, Path]] = {}
+    for run in runs:
+        if (own := command(run)) != (first := command(runs[0])):
+            raise UserError(f"{str(run)!r} and {str(runs[0])!r} are of two commands: {own}; {first}")
+        for seed, score in scores(run).items():
+            if seed in by_seed:
+                raise UserError(f"{str(by_seed[seed][1])!r} and {str(run)!r} both have the seed {seed}")
+            by_seed[seed] = score, run
+    seed = sorted(by_seed, key=lambda seed: by_seed[seed][0])[(len(by_seed) - 1) // 2]
+    return by_seed[seed][1], seed
+
+
+def keep(run: Path, seed: int, place: Path) -> None:
+    """Writes the small copy of a run's seed. Raises UserError: the run is not finished, or the place is taken."""
     folder = finished(run)
+    if place.exists():
+        raise UserError(f"{str(place)!r} is there already: the last argument is the folder to make")
     module = folder.script()
     args = folder.arguments(module.Args)
     env = make_env(args.env_id, 1, 1, args.env_kwargs)
@@ -85,6 +98,7 @@ def keep(run: Path, place: Path) -> None:
     if damaged:
         raise UserError(f"the last checkpoint of {str(run)!r} is damaged")
     agents = read_agents(folder, module, args, env)
+    agents = jax.tree.map(lambda x: x[seed - args.seed :][:1], agents)
     small = only_what_acts(agents)
     obs = jax.random.normal(jax.random.key(0), (64, env.observation_size))
 
@@ -100,14 +114,16 @@ def keep(run: Path, place: Path) -> None:
     with tempfile.TemporaryDirectory() as beside:
         copy = Path(beside) / "copy"
         copy.mkdir()
-        for name in ("versions.json", "summary.json"):
-            shutil.copy(folder.path / name, copy)
+        shutil.copy(folder.path / "versions.json", copy)
         # Where it was trained, and whose account saw it, is nobody's business.
         own = {name: getattr(type(args)(), name) for name in ("runs_folder", "wandb_entity")}
-        RunFolder(copy).write_json("args.json", {**folder.stored_args(), **own})
+        RunFolder(copy).write_json("args.json", {**folder.stored_args(), **own, "seed": seed, "num_seeds": 1})
+        summary = folder.summary()
+        returns = {str(seed): summary["episodic_return"][str(seed)]}
+        RunFolder(copy).write_json("summary.json", {**summary, "episodic_return": returns})
         with (copy / "scalars.csv").open("w") as file:
             file.write(HEADER)
-            evaluations = [row for row in folder.scalars() if row[3].startswith("eval/")]
+            evaluations = [row for row in folder.scalars() if row[2] == seed and row[3].startswith("eval/")]
             csv.writer(file, lineterminator="\n").writerows(evaluations)
         checkpoint = copy / "checkpoints" / newest.name
         checkpoint.mkdir(parents=True)
@@ -117,22 +133,21 @@ def keep(run: Path, place: Path) -> None:
             path = checkpoint / "agent" / unused
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         seal(checkpoint)
-        place.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copytree(copy, place)
-        except FileExistsError:
-            raise UserError(f"{str(place)!r} is there already") from None
+        except OSError as error:
+            raise UserError(f"{str(place)!r} cannot be made: {one_line(error)}") from None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="a finished run, or one for each seed")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="a finished run; of several seeds the median")
     parser.add_argument("place", type=Path, help="the folder to make")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     with one_line_errors():
-        run = median(arguments.runs)
-        keep(run, arguments.place)
-        print(f"{run} is kept in {arguments.place}")
+        run, seed = median(options.runs)
+        keep(run, seed, options.place)
+        print(f"seed {seed} of {run} is kept in {options.place}")
 
 
 if __name__ == "__main__":

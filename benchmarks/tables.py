@@ -191,11 +191,23 @@ def verdicts(results: Results) -> str:
     return "\n".join(lines)
 
 
+LEVEL, FEWEST_LEVEL = (0.8, 1.25), 5
+
+
 def verdict_of(pair: Pair | None, env_ids: list[str]) -> str:
-    """Better or behind where the exact stratified rank-sum test has p <= 0.05 on both sides together, else level."""
+    """Better or behind where the exact stratified rank-sum test has p <= 0.05 on both sides together.
+
+    No difference found is no equality shown: level only with FEWEST_LEVEL seeds of both and the whole interval of the
+    IQM within LEVEL of the base, else undecided.
+    """
     if pair is None:
         return f"no verdict from fewer than {FEWEST_SEEDS} seeds"
-    word = "level" if pair.p > 0.05 else "better" if pair.higher else "behind"
+    _, low, high = pair.iqm
+    if pair.p <= 0.05:
+        word = "better" if pair.higher else "behind"
+    else:
+        equal = min(pair.seeds) >= FEWEST_LEVEL and LEVEL[0] <= low and high <= LEVEL[1]
+        word = "level" if equal else "undecided"
     where = "" if [*pair.steps] == env_ids else f" on {', '.join(pair.steps)}"
     return f"{word}{where} (p = {pair.p:.2g}), IQM {estimate(*pair.iqm)}, P {estimate(*pair.improvement)}"
 
@@ -448,16 +460,17 @@ def hidden_table(results: Results) -> str:
 
 
 def agents_table(results: Results, folder: Path) -> str:
-    """Of the small copies of runs (keep.py): the score of each, and those of the other seeds."""
+    """Of the small copies of runs (keep.py): the score of each, and beside it those of all seeds at as many steps."""
     rows = []
     for place in sorted(folder.glob("*/")):
         copy = RunFolder(place)
         args, commit = copy.stored_args(), copy.versions()[-1]["git_commit"]
-        seeds = [c.until(args["total_timesteps"]) for c in results.get(args["exp_name"], {}).get(args["env_id"], [])]
-        others = ", ".join(f"{c.seed}: {number(c.score('deterministic'))}" for c in seeds if c.seed != args["seed"])
+        curves = results.get(args["exp_name"], {}).get(args["env_id"], [])
+        at_its_steps = [curve.until(args["total_timesteps"]) for curve in curves]
+        every = ", ".join(f"{curve.seed}: {number(curve.score('deterministic'))}" for curve in at_its_steps)
         run = [label(args["script"]), args["env_id"], thousands(args["total_timesteps"]), str(args["seed"])]
-        rows.append([f"`{place.name}`", *run, number(keep.score(place)), others or "-", commit[:7]])
-    header = ["agent", "Algorithm", "Environment", "steps", "seed", "score", "scores of the other seeds", "commit"]
+        rows.append([f"`{place.name}`", *run, number(keep.scores(place)[args["seed"]]), commit[:7], every or "-"])
+    header = ["agent", "Algorithm", "Environment", "steps", "seed", "score", "commit", "results by seed"]
     return markdown(header, rows, below=SCORE.format(policy="Deterministic") + ".")
 
 

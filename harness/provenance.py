@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,19 @@ def versions() -> dict[str, Any]:
     }
 
 
+def own_code() -> set[Path]:
+    """The files of this process's modules that are neither Python's own nor those of installed packages nor tests."""
+    places = sysconfig.get_paths()
+    elsewhere = [*(Path(places[name]) for name in ("stdlib", "platstdlib", "scripts")), ROOT / "tests"]
+    loaded = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    files = [Path(os.path.abspath(name)) for name in loaded if name and os.path.exists(name)]
+    installed = {"site-packages", "dist-packages"}
+    own = (x for x in files if installed.isdisjoint(x.parts) and not any(map(x.is_relative_to, elsewhere)))
+    return {x.resolve() for x in own}
+
+
 def commit_and_changes() -> tuple[str | None, bool | None]:
-    """The checkout's commit, and whether its tracked code differs from it. None where git cannot say."""
+    """The checkout's commit, and whether the code that runs differs from it. None where git cannot say."""
 
     def git(*command):
         try:
@@ -45,9 +57,13 @@ def commit_and_changes() -> tuple[str | None, bool | None]:
         except (OSError, subprocess.TimeoutExpired):
             return None
 
-    # What makes a run another one is the code: the tables that its results become do not.
+    # What makes a run another one is the code: the tables that its results become do not. A copied script, or an
+    # environment of one's own, is no part of the commit as long as git does not know it.
     status = git("status", "--porcelain", "--untracked-files=no", "--", "*.py", ":!tests")
-    return git("rev-parse", "HEAD"), None if status is None else bool(status)
+    known = git("ls-files", "--", "*.py")
+    if status is None or known is None:
+        return git("rev-parse", "HEAD"), None
+    return git("rev-parse", "HEAD"), bool(status) or not own_code() <= {ROOT / name for name in known.splitlines()}
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -86,5 +86,5 @@ def checkout(tmp_path_factory) -> Path:
         "sac_jax,s,1,30000,--gamma 0.9,0123456789,99.5,45,0.1,0.8,0.1\n"
         "diffsac_jax,d,2,30000,--total-timesteps 30000 --gamma 0.9,0123456789,97.0,0,0.45,0.1,0.45\n"
     )
-    evaluated_run(folder / "agents" / "hopper", [*range(10)], seed=2)
+    evaluated_run(folder / "agents" / "hopper", {2: [*range(10)]})
     return root

@@ -182,7 +182,7 @@ def test_a_resumed_run_names_what_each_row_was_measured_with(tmp_path):
         ("400", "f00", "0.10.2"),
     ]
     assert exported({"step": 400, **later})[-1] == ("400", first["git_commit"], "0.10.2")
-    with pytest.raises(UserError, match="its tree had changes"):
+    with pytest.raises(UserError, match="its code was changed or is not committed"):
         exported({"step": 200, **later, "git_dirty": True})
 
 

@@ -28,70 +28,91 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_copy_acts_as_the_run_and_shows_the_same(run, tmp_path, capsys):
+def test_a_copy_acts_as_the_run_and_shows_the_same(run, tmp_path, capsys, monkeypatch):
+    """Of two seeds the one with the lower score."""
     copy = tmp_path / "agents" / "copy"
-    keep.keep(run, copy)
+    returns = RunFolder(run).summary()["episodic_return"]
+    kept = min((1, 2), key=lambda seed: returns[str(seed)]["deterministic_score"])
+    monkeypatch.setattr("sys.argv", ["keep", str(run), str(copy)])
+    keep.main()
+    assert capsys.readouterr().out == f"seed {kept} of {run} is kept in {copy}\n"
     obs, key = np.random.default_rng(0).normal(size=(5, 3)), jax.random.key(0)
-    for seed in (1, 2):
-        for deterministic in (False, True):
-            was, is_ = (load_agent(folder, seed, deterministic)(obs, key) for folder in (run, copy))
-            np.testing.assert_array_equal(is_, was)
+    for deterministic in (False, True):
+        was = load_agent(run, kept, deterministic)(obs, key)
+        for seed in (None, kept):
+            np.testing.assert_array_equal(load_agent(copy, seed, deterministic)(obs, key), was)
+    with pytest.raises(UserError, match=f"has the seeds {kept} to {kept}, not {3 - kept}"):
+        load_agent(copy, 3 - kept)
     show.show(show.Settings(copy, episodes=2, policy="deterministic"))
-    shown = re.findall(r"return +(-?[\d.]+) ", capsys.readouterr().out)
-    recorded = RunFolder(run).summary()["episodic_return"].values()
-    assert [float(x) for x in shown] == [pytest.approx(x["deterministic_last"], abs=0.0051) for x in recorded]
-    assert RunFolder(copy).summary() == RunFolder(run).summary()
-    evaluations = [row for row in RunFolder(run).scalars() if row[3].startswith("eval/")]
+    (shown,) = re.findall(r"return +(-?[\d.]+) ", capsys.readouterr().out)
+    assert float(shown) == pytest.approx(returns[str(kept)]["deterministic_last"], abs=0.0051)
+    summary = RunFolder(run).summary()
+    assert RunFolder(copy).summary() == {**summary, "episodic_return": {str(kept): returns[str(kept)]}}
+    evaluations = [row for row in RunFolder(run).scalars() if row[2] == kept and row[3].startswith("eval/")]
     assert RunFolder(copy).scalars() == evaluations and evaluations
     args = RunFolder(run).stored_args()
-    assert RunFolder(copy).stored_args() == {**args, "runs_folder": "runs"} and args["runs_folder"] != "runs"
+    own = {"runs_folder": "runs", "seed": kept, "num_seeds": 1}
+    assert RunFolder(copy).stored_args() == {**args, **own} and args["runs_folder"] != "runs"
     assert size(copy) < 0.4 * size(run)
 
 
 def test_what_cannot_be_kept_and_what_a_copy_cannot(run, tmp_path):
     copy = tmp_path / "copy"
-    keep.keep(run, copy)
-    with pytest.raises(UserError, match="is there already"):
-        keep.keep(run, copy)
+    keep.keep(run, 1, copy)
+    with pytest.raises(UserError, match="is there already: the last argument is the folder to make"):
+        keep.keep(run, 1, copy)
+    with pytest.raises(UserError, match=r"args\.json/copy' cannot be made: "):
+        keep.keep(run, 1, copy / "args.json" / "copy")
     said = enter("crossq_jax.py", {"resume": copy, "total-timesteps": 800}, status=2).stderr
     assert "000000000400 has no rest of the training state" in said and said.count("\n") == 1
     unfinished = tmp_path / "unfinished"
     shutil.copytree(run, unfinished)
     (unfinished / "summary.json").unlink()
     with pytest.raises(UserError, match="is not finished: unfinished"):
-        keep.keep(unfinished, tmp_path / "other")
+        keep.keep(unfinished, 1, tmp_path / "other")
     damaged = tmp_path / "damaged"
     shutil.copytree(run, damaged)
     (last,) = complete(damaged / "checkpoints")
     shutil.copytree(last, last.with_name("000000000200"))  # intact, but of other agents than the last evaluation
     (last / "seal.json").unlink()
     with pytest.raises(UserError, match=r"the last checkpoint of .* is damaged"):
-        keep.keep(damaged, tmp_path / "other")
+        keep.keep(damaged, 1, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
-def test_of_several_runs_the_median_is_kept(tmp_path):
-    """By score, which is neither the largest evaluation nor the last."""
-    scores = {1: [900, 0, 5, 10], 2: [0, 7, 7, 1], 3: [0, 1, 1, 4], 4: [0, 0, 0, 99]}
-    runs = [evaluated_run(tmp_path / str(seed), returns, seed=seed) for seed, returns in scores.items()]
-    assert [round(keep.score(run), 9) for run in runs] == [5, 5, 2, 33]
-    scores = {5: [0, 8, 8, 8], 6: [0, 3, 3, 3]}
-    runs += [evaluated_run(tmp_path / str(seed), returns, seed=seed) for seed, returns in scores.items()]
-    assert keep.median(runs[2:]) == runs[5]  # 2, 33, 8, 3: the lower of the middle two
-    assert keep.median(runs[3:]) == runs[4] and keep.median(runs[3:4]) == runs[3]
-    again = evaluated_run(tmp_path / "again", [1], seed=6)
-    other = evaluated_run(tmp_path / "other", [1], seed=7, gamma=0.9)
-    for odd, says in ((again, "'.*/6' and '.*/again' have the same seed"), (other, "and '.*/other' differ in gamma$")):
+def test_of_several_seeds_the_median_is_kept(tmp_path):
+    """By score, which is neither the largest evaluation nor the last; in one run or in several."""
+    returns = {1: [900, 0, 5, 10], 2: [0, 7, 7, 1], 3: [0, 1, 1, 4], 4: [0, 0, 0, 99], 5: [8] * 30, 6: [0, 3, 3, 3]}
+    returns[5][19] = -1000  # of thirty evaluations the last ten count
+    runs = [evaluated_run(tmp_path / str(seed), {seed: own}) for seed, own in returns.items()]
+    means = [round(score, 9) for run in runs for score in keep.scores(run).values()]
+    assert means == [5, 5, 2, 33, 8, 3]
+    assert keep.median(runs[2:]) == (runs[5], 6)  # 2, 33, 8, 3: the lower of the middle two
+    assert keep.median(runs[3:]) == (runs[4], 5) and keep.median(runs[3:4]) == (runs[3], 4)
+    together = evaluated_run(tmp_path / "together", {seed: returns[seed] for seed in (3, 4, 5)})
+    assert keep.median([together]) == (together, 5)
+    assert keep.median([runs[5], together]) == (runs[5], 6)
+
+
+def test_runs_that_have_no_median(tmp_path):
+    run = evaluated_run(tmp_path / "run", {1: [1]})
+    for name, returns, args, says in (
+        ("again", {1: [1]}, {"exp_name": "again"}, "'.*/run' and '.*/again' both have the seed 1$"),
+        ("overlap", {0: [1], 1: [1]}, {}, "'.*/run' and '.*/overlap' both have the seed 1$"),
+        ("other", {2: [1]}, {"gamma": 0.9}, "of two commands: .* --total-timesteps 120000 --gamma 0.9; diffsac_jax.py"),
+        ("there", {2: [1]}, {"env_id": "Ant-v4"}, "of two commands: diffsac_jax.py --env-id Ant-v4 --total"),
+        ("never", {2: []}, {}, "'.*/never' was never evaluated$"),
+    ):
         with pytest.raises(UserError, match=says):
-            keep.median([*runs[3:], odd])
-    with pytest.raises(UserError, match=r"'.*/never' was never evaluated"):
-        keep.median([runs[0], evaluated_run(tmp_path / "never", [], seed=8)])
+            keep.median([run, evaluated_run(tmp_path / name, returns, **args)])
+    # How a run was logged makes no difference.
+    keep.median([run, evaluated_run(tmp_path / "logged", {2: [1]}, track=True, checkpoint_frequency=0)])
 
 
 def test_an_agent_of_another_form_is_refused_not_emptied(run, tmp_path, monkeypatch):
     monkeypatch.setattr(keep, "ACTS", ("temperature",))
     with pytest.raises(UserError, match=r"an agent of crossq_jax\.py acts with more than temperature"):
-        keep.keep(run, tmp_path / "copy")
+        keep.keep(run, 1, tmp_path / "copy")
 
 
 @pytest.mark.slow

@@ -73,28 +73,37 @@ def test_verdicts(results):
     )
     # On one environment three seeds have p = 2 / 20 at the least.
     assert second.startswith(
-        "- **DiffWPO over DiffSAC**, deterministic policy, 3 seeds: level (p = 0.1), IQM 0.75 (0.7"
+        "- **DiffWPO over DiffSAC**, deterministic policy, 3 seeds: undecided (p = 0.1), IQM 0.75 (0.7"
     )
     assert ppo.startswith("- **DiffPPO over PPO**, training return, 3 seeds: better (p = 0.005), IQM 1.97")
     assert ppo_deterministic.startswith(
         "- **DiffPPO over PPO**, deterministic policy, 3 seeds: better (p = 0.005), IQM"
     )
     assert playground.startswith(
-        "- **DiffPPO over PPO (Playground)**, deterministic policy, 3 seeds: level (p = 0.1), IQM 1.94"
+        "- **DiffPPO over PPO (Playground)**, deterministic policy, 3 seeds: undecided (p = 0.1), IQM 1.94"
     )
     two = {name: {e: curves[:2] for e, curves in results[name].items()} for name in ("sac_jax", "diffsac_jax")}
     assert tables.verdicts(two).startswith(
         "- **DiffSAC over SAC**, deterministic policy, 2 seeds: no verdict from fewer than 3 seeds. 1.99 on Hopper-v4, "
     )
     two["sac_jax"]["Hopper-v4"], two["diffsac_jax"]["Hopper-v4"] = (results[n]["Hopper-v4"] for n in two)
-    assert ", 2 to 3 seeds: level on Hopper-v4 (p = 0.1), IQM" in tables.verdicts(two)
+    assert ", 2 to 3 seeds: undecided on Hopper-v4 (p = 0.1), IQM" in tables.verdicts(two)
     below_zero = {**two, "sac_jax": {e: [*results["sac_jax"][e][1:], losing(results, e)] for e in ("Hopper-v4",)}}
     assert tables.verdicts(below_zero) == ""  # no ratio, and no verdict from several seeds either
     pair = Pair(
         "a", "b", "training", {"X": 1}, [3], (0.97, 0.9, 1.1), 1.0, improvement=(0.3, 0.1, 0.45), p=0.04, higher=False
     )
     assert tables.verdict_of(pair, ["X"]) == "behind (p = 0.04), IQM 0.97 (0.90 to 1.10), P 0.30 (0.10 to 0.45)"
-    assert tables.verdict_of(replace(pair, p=0.051), ["X"]).startswith("level (p = 0.051)")
+    for word, seeds, iqm in (
+        ("level", [5], (1.0, 0.8, 1.25)),
+        ("level", [5, 9], (1.0, 0.9, 1.1)),
+        ("undecided", [4, 9], (1.0, 0.9, 1.1)),
+        ("undecided", [9], (1.0, 0.79, 1.1)),
+        ("undecided", [9], (1.1, 0.9, 1.26)),
+        ("undecided", [9], (2.0, 1.5, 2.5)),
+    ):
+        verdict = tables.verdict_of(replace(pair, p=0.051, seeds=seeds, iqm=iqm), ["X"])
+        assert verdict.startswith(f"{word} (p = 0.051)"), (seeds, iqm)
     assert tables.verdict_of(replace(pair, higher=True), ["X", "Y"]).startswith("better on X (p = 0.04)")
 
 
@@ -253,10 +262,10 @@ def test_the_main_quantities_are_measured():
 
 
 def test_agents_table(results, checkout, tmp_path):
-    """A copy's own score, and beside it the others' at its steps: DiffSAC's rows go on to 150k."""
+    """A copy's own score, and beside it all seeds' at its steps: DiffSAC's rows go on to 150k."""
     _, _, row, _, below = tables.agents_table(results, checkout / "benchmarks" / "agents").splitlines()
-    # 8: the mean of 7, 8, 9. The others: twice 20 * 11 + seed.
-    assert row == "| `hopper` | DiffSAC | Hopper-v4 | 120k | 2 | 8.0 | 1: 442, 3: 446 | fedcba9 |"
+    # 8: the mean of 7, 8, 9, of an older run than that of the results, whose scores are twice 20 * 11 + seed.
+    assert row == "| `hopper` | DiffSAC | Hopper-v4 | 120k | 2 | 8.0 | fedcba9 | 1: 442, 2: 444, 3: 446 |"
     assert below.startswith("Deterministic policy: ") and below.endswith(" twenty).")
-    evaluated_run(tmp_path / "own", [1.0], seed=2, exp_name="own")
-    assert "| `own` | DiffSAC | Hopper-v4 | 120k | 2 | 1.0 | - | fedcba9 |" in tables.agents_table(results, tmp_path)
+    evaluated_run(tmp_path / "own", {2: [1.0]}, exp_name="own")
+    assert "| `own` | DiffSAC | Hopper-v4 | 120k | 2 | 1.0 | fedcba9 | - |" in tables.agents_table(results, tmp_path)

@@ -1,5 +1,6 @@
 """Folders of runs that were not trained: with agents as they were before training, or without any."""
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 
+import diffsac_jax
 import sac_jax
 from harness import RunFolder, provenance
 from harness.checkpoint import Checkpoints
@@ -33,15 +35,15 @@ def untrained_run(args: sac_jax.Args, action_size: int) -> Path:
     return folder.path
 
 
-def evaluated_run(path: Path, deterministic: list[float], **args) -> Path:
-    """A finished run with evaluations of the deterministic policy and no agents. `args` has its seed."""
+def evaluated_run(path: Path, deterministic: dict[int, list[float]], **args) -> Path:
+    """A finished run of DiffSAC with evaluations of the deterministic policy by seed, and no agents."""
     path.mkdir(parents=True)
     folder = RunFolder(path)
-    stored = {"script": "diffsac_jax", "exp_name": "diffsac_jax", "env_id": "Hopper-v4", "layout": LAYOUT}
-    folder.write_json("args.json", stored | {"total_timesteps": 120_000, "run_name": path.name} | args)
+    stored = asdict(diffsac_jax.Args(seed=min(deterministic), num_seeds=len(deterministic), total_timesteps=120_000))
+    folder.write_json("args.json", stored | {"script": "diffsac_jax", "layout": LAYOUT} | args)
     folder.write_json("summary.json", {"total_timesteps": 120_000})
     folder.write_json("versions.json", {"git_commit": "fedcba9876543210"})
     tag = "eval/episodic_return_deterministic"
-    rows = [f"{i},1.0,{args['seed']},{tag},{value}\n" for i, value in enumerate(deterministic)]
+    rows = [f"{i},1.0,{seed},{tag},{x}\n" for seed, returns in deterministic.items() for i, x in enumerate(returns)]
     (path / "scalars.csv").write_text("".join([HEADER, *rows]))
     return path

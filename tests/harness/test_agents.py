@@ -121,6 +121,11 @@ def test_a_seed_that_the_run_has_not(trained):
         assert_refused(trained["tiny_jax"], f"has the seeds 3 to 4, not {seed}", seed=seed)
 
 
+def test_a_run_of_a_script_that_is_elsewhere(copy):
+    change_args(copy, script="elsewhere")
+    assert_refused(copy, r"needs its script \(from its folder, or in PYTHONPATH\): no script 'elsewhere'")
+
+
 def test_no_run(tmp_path):
     assert_refused(tmp_path / "nowhere", "is not a run folder")
 
