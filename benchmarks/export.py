@@ -11,7 +11,7 @@ One row per seed and evaluation. Columns:
     deterministic_return   the same with the deterministic policy
     training_return        mean return of the last 100 training episodes that ended by this step
     entropy                of the stochastic policy, nats: eval/entropy; empty where it was not recorded
-    commit, dirty          git commit of the code, and whether tracked files were changed
+    commit, dirty          git commit, and whether the code that ran was another: changed, or not committed
     python, jax, flax, mujoco, gymnasium, device, threads
     wall_time              seconds of training (without compilation) and evaluation (with that of the first one after
                            a start), without checkpoints and interruptions
