@@ -87,9 +87,7 @@ class RunFolder:
         try:
             return import_script(name)
         except UserError as error:
-            raise UserError(
-                f"{str(self.path)!r} needs its script (from its folder, or in PYTHONPATH): {error}"
-            ) from None
+            raise UserError(f"{str(self.path / 'args.json')!r} is not the args.json of a run: {error}") from None
 
     def versions(self) -> list[dict[str, Any]]:
         """What the run ran with, in order: each has the `step` from which on. Empty where nothing can be read."""

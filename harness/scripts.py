@@ -15,7 +15,9 @@ def import_script(name: str) -> Any:
         module = importlib.import_module(name)
         assert issubclass(module.Args, Experiment)
     except (ImportError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        raise UserError(f"no script {name!r} ({one_line(error)})") from None
+        missing = isinstance(error, ModuleNotFoundError) and error.name == name
+        where = "in this folder or in PYTHONPATH" if missing else f"({one_line(error)})"
+        raise UserError(f"no script {name!r} {where}") from None
     return module
 
 
