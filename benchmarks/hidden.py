@@ -100,8 +100,12 @@ def draw(samples: list[tuple[str, np.ndarray]], theta: float, path: Path) -> Non
     """The targets and, below a title, actions `[n, 2]` with the share of the episodes in which such actions succeed."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(samples), figsize=(2.4 * len(samples), 2.8), squeeze=False)
-    for axis, (title, action) in zip(axes[0], samples, strict=True):
+    columns = min(len(samples), 4)
+    rows = -(-len(samples) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, 2.8 * rows), squeeze=False)
+    for axis in axes.flat[len(samples) :]:
+        axis.set_axis_off()
+    for axis, (title, action) in zip(axes.flat, samples, strict=False):
         axis.plot(*action.T, ",", color="black", alpha=0.7)
         for place in targets(theta):
             axis.add_patch(plt.Circle(place, RADIUS, fill=False, color="#d95f0e"))
