@@ -119,7 +119,8 @@ def read_run(path: Path, allow_dirty: bool = False, allow_unfinished: bool = Fal
     stored, ran = folder.stored_args(), folder.versions()
     states = [version.get("git_dirty") for version in ran] or [None]
     if (any(states) or None in states) and not allow_dirty:
-        why = "its code was changed or is not committed" if any(states) else "its commit is unknown"
+        files = ", ".join(sorted({name for version in ran for name in version.get("git_changes", ())}))
+        why = f"not committed as it ran: {files or 'its code'}" if any(states) else "its commit is unknown"
         raise UserError(f"{path} cannot be traced to a commit ({why}); --allow-dirty exports it")
     if (status := folder.status()) != "finished" and not allow_unfinished:
         why = "has not finished" if status == "unfinished" else "has a seed that was stopped by NaN or infinity"

@@ -138,7 +138,8 @@ def ablation_figure(results: Results) -> Figure | None:
         top.set_title(f"{title}\n{thousands(limit)} steps, {counts} seeds (open: single seeds)", fontsize=9)
         top.set_ylabel("return")
         bottom.set_ylabel("steps/s")
-        top.set_ylim(0, 1.1 * largest)
+        if largest > 0:  # returns that are costs have no natural zero
+            top.set_ylim(0, 1.1 * largest)
         bottom.set_ylim(0, 1.1 * max(speed(of_k) for of_k in curves.values()))
         top.legend(fontsize=8, frameon=False, loc="lower right")
         for axis in (top, bottom):

@@ -11,6 +11,7 @@ optimisers are there as zeros, which take no room: an agent of Hopper-v4 has 0.4
 
 import argparse
 import csv
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -88,7 +89,7 @@ def median(runs: list[Path]) -> tuple[Path, int]:
 def keep(run: Path, seed: int, place: Path) -> None:
     """Writes the small copy of a run's seed. Raises UserError: the run is not finished, or the place is taken."""
     folder = finished(run)
-    if place.exists():
+    if os.path.lexists(place):
         raise UserError(f"{str(place)!r} is there already: the last argument is the folder to make")
     module = folder.script()
     args = folder.arguments(module.Args)
@@ -136,6 +137,7 @@ def keep(run: Path, seed: int, place: Path) -> None:
         try:
             shutil.copytree(copy, place)
         except OSError as error:
+            shutil.rmtree(place, ignore_errors=True)  # what there is of it
             raise UserError(f"{str(place)!r} cannot be made: {one_line(error)}") from None
 
 
@@ -145,8 +147,11 @@ def main() -> None:
     parser.add_argument("place", type=Path, help="the folder to make")
     options = parser.parse_args()
     with one_line_errors():
-        run, seed = median(options.runs)
-        keep(run, seed, options.place)
+        try:
+            run, seed = median(options.runs)
+            keep(run, seed, options.place)
+        except (OSError, ValueError, LookupError) as error:  # damaged files of a run, a full disk
+            raise UserError(f"nothing is kept: {one_line(error)}") from None
         print(f"seed {seed} of {run} is kept in {options.place}")
 
 

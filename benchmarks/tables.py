@@ -198,11 +198,11 @@ def verdict_of(pair: Pair | None, env_ids: list[str]) -> str:
     """Better or behind where the exact stratified rank-sum test has p <= 0.05 on both sides together.
 
     No difference found is no equality shown: level only with FEWEST_LEVEL seeds of both and the whole interval of the
-    IQM within LEVEL of the base, else undecided.
+    IQM within LEVEL of the base's IQM, else undecided.
     """
     if pair is None:
         return f"no verdict from fewer than {FEWEST_SEEDS} seeds"
-    _, low, high = pair.iqm
+    low, high = (end / pair.base_iqm for end in pair.iqm[1:])  # an IQM is no mean: the base's own need not be 1
     if pair.p <= 0.05:
         word = "better" if pair.higher else "behind"
     else:
@@ -462,14 +462,17 @@ def hidden_table(results: Results) -> str:
 def agents_table(results: Results, folder: Path) -> str:
     """Of the small copies of runs (keep.py): the score of each, and beside it those of all seeds at as many steps."""
     rows = []
-    for place in sorted(folder.glob("*/")):
+    for place in sorted(path.parent for path in folder.glob("*/args.json")):
         copy = RunFolder(place)
-        args, commit = copy.stored_args(), copy.versions()[-1]["git_commit"]
+        args = copy.stored_args()
+        commits = {f"{(ran['git_commit'] or 'unknown')[:7]}{'*' * bool(ran['git_dirty'])}" for ran in copy.versions()}
         curves = results.get(args["exp_name"], {}).get(args["env_id"], [])
         at_its_steps = [curve.until(args["total_timesteps"]) for curve in curves]
         every = ", ".join(f"{curve.seed}: {number(curve.score('deterministic'))}" for curve in at_its_steps)
-        run = [label(args["script"]), args["env_id"], thousands(args["total_timesteps"]), str(args["seed"])]
-        rows.append([f"`{place.name}`", *run, number(keep.scores(place)[args["seed"]]), commit[:7], every or "-"])
+        name = label(args["exp_name"] if args["exp_name"] in ALGORITHMS else args["script"])
+        run = [name, args["env_id"], thousands(args["total_timesteps"]), str(args["seed"])]
+        score_of_seed, ran_at = number(keep.scores(place)[args["seed"]]), " ".join(sorted(commits)) or "-"
+        rows.append([f"`{place.name}`", *run, score_of_seed, ran_at, every or "-"])
     header = ["agent", "Algorithm", "Environment", "steps", "seed", "score", "commit", "results by seed"]
     return markdown(header, rows, below=SCORE.format(policy="Deterministic") + ".")
 

@@ -21,10 +21,11 @@ SIMULATORS = (("playground", "mujoco_playground"), ("brax", "brax"), ("mujoco-mj
 
 def versions() -> dict[str, Any]:
     """Commit, versions, device and threads of this process."""
-    commit, dirty = commit_and_changes()
+    commit, changed = commit_and_changes()
     return {
         "git_commit": commit,
-        "git_dirty": dirty,
+        "git_dirty": None if changed is None else bool(changed),
+        **({"git_changes": changed} if changed else {}),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         **{name: importlib.metadata.version(name) for name, module in SIMULATORS if module in sys.modules},
@@ -35,35 +36,43 @@ def versions() -> dict[str, Any]:
 
 
 def own_code() -> set[Path]:
-    """The files of this process's modules that are neither Python's own nor those of installed packages nor tests."""
+    """The files of the modules loaded so far that are neither Python's own nor of installed packages nor tests."""
     places = sysconfig.get_paths()
     elsewhere = [*(Path(places[name]) for name in ("stdlib", "platstdlib", "scripts")), ROOT / "tests"]
-    loaded = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    files = [Path(os.path.abspath(name)) for name in loaded if name and os.path.exists(name)]
+    # Of their own dictionary: asking a lazy module for a name would import it.
+    loaded = {
+        name: vars(module).get("__file__") for name, module in list(sys.modules.items()) if hasattr(module, "__dict__")
+    }
+    start = {"sitecustomize", "usercustomize"}  # of the machine, for all that it runs
+    files = [Path(os.path.abspath(x)) for name, x in loaded.items() if name not in start and isinstance(x, str)]
     installed = {"site-packages", "dist-packages"}
     own = (x for x in files if installed.isdisjoint(x.parts) and not any(map(x.is_relative_to, elsewhere)))
-    return {x.resolve() for x in own}
+    return {x.resolve() for x in own if x.exists()}
 
 
-def commit_and_changes() -> tuple[str | None, bool | None]:
-    """The checkout's commit, and whether the code that runs differs from it. None where git cannot say."""
+def commit_and_changes() -> tuple[str | None, list[str] | None]:
+    """The checkout's commit, and the files of code that are not as there. None where git cannot say.
+
+    These are the tracked *.py outside tests/ that were changed, and what runs (`own_code`) and is not tracked here: a
+    copied script, an environment of one's own. What numbers become, tables and pages, makes no run another one.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # as in its hooks
 
     def git(*command):
+        whole = ["git", "--no-optional-locks", "-C", str(ROOT), *command]
         try:
-            done = subprocess.run(
-                ["git", "--no-optional-locks", "-C", str(ROOT), *command], capture_output=True, text=True, timeout=10
-            )
-            return done.stdout.strip() if done.returncode == 0 else None
-        except (OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(whole, capture_output=True, text=True, timeout=10, env=environment)
+            return done.stdout if done.returncode == 0 else None
+        except (OSError, subprocess.TimeoutExpired, UnicodeError):
             return None
 
-    # What makes a run another one is the code: the tables that its results become do not. A copied script, or an
-    # environment of one's own, is no part of the commit as long as git does not know it.
-    status = git("status", "--porcelain", "--untracked-files=no", "--", "*.py", ":!tests")
-    known = git("ls-files", "--", "*.py")
-    if status is None or known is None:
-        return git("rev-parse", "HEAD"), None
-    return git("rev-parse", "HEAD"), bool(status) or not own_code() <= {ROOT / name for name in known.splitlines()}
+    commit = git("rev-parse", "HEAD")
+    changed = git("diff", "HEAD", "--name-only", "-z", "--", "*.py", ":!tests")
+    tracked = git("ls-files", "-z")
+    if commit is None or changed is None or tracked is None:
+        return commit and commit.strip(), None
+    unknown = own_code() - {ROOT / name for name in tracked.split("\0")}
+    return commit.strip(), sorted([*filter(None, changed.split("\0")), *map(str, unknown)])
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ def import_script(name: str) -> Any:
         assert issubclass(module.Args, Experiment)
     except (ImportError, TypeError, ValueError, AttributeError, AssertionError) as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == name
-        where = "in this folder or in PYTHONPATH" if missing else f"({one_line(error)})"
+        where = "in the current folder or in PYTHONPATH" if missing else f"({one_line(error)})"
         raise UserError(f"no script {name!r} {where}") from None
     return module
 

@@ -182,8 +182,10 @@ def test_a_resumed_run_names_what_each_row_was_measured_with(tmp_path):
         ("400", "f00", "0.10.2"),
     ]
     assert exported({"step": 400, **later})[-1] == ("400", first["git_commit"], "0.10.2")
-    with pytest.raises(UserError, match="its code was changed or is not committed"):
+    with pytest.raises(UserError, match="not committed as it ran: its code"):
         exported({"step": 200, **later, "git_dirty": True})
+    with pytest.raises(UserError, match=r"not committed as it ran: /tmp/mine\.py, sac_jax\.py\)"):
+        exported({"step": 200, **later, "git_dirty": True, "git_changes": ["sac_jax.py", "/tmp/mine.py"]})
 
 
 def test_vmapped_seeds(tmp_path):

@@ -61,8 +61,9 @@ def test_what_cannot_be_kept_and_what_a_copy_cannot(run, tmp_path):
     keep.keep(run, 1, copy)
     with pytest.raises(UserError, match="is there already: the last argument is the folder to make"):
         keep.keep(run, 1, copy)
-    with pytest.raises(UserError, match=r"args\.json/copy' cannot be made: "):
-        keep.keep(run, 1, copy / "args.json" / "copy")
+    for place in (copy / "args.json" / "copy", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match=r"(json/copy|xxx)' cannot be made: "):
+            keep.keep(run, 1, place)
     said = enter("crossq_jax.py", {"resume": copy, "total-timesteps": 800}, status=2).stderr
     assert "000000000400 has no rest of the training state" in said and said.count("\n") == 1
     unfinished = tmp_path / "unfinished"
@@ -107,6 +108,18 @@ def test_runs_that_have_no_median(tmp_path):
             keep.median([run, evaluated_run(tmp_path / name, returns, **args)])
     # How a run was logged makes no difference.
     keep.median([run, evaluated_run(tmp_path / "logged", {2: [1]}, track=True, checkpoint_frequency=0)])
+
+
+def test_damaged_files_are_one_line(tmp_path, monkeypatch, capsys):
+    run = evaluated_run(tmp_path / "run", {1: [1]})
+    with (run / "scalars.csv").open("a") as file:
+        file.write("5,1.0,1,eval/episodic_return_deterministic,?\n")
+    monkeypatch.setattr("sys.argv", ["keep", str(run), str(tmp_path / "copy")])
+    with pytest.raises(SystemExit) as leaving:
+        keep.main()
+    said = capsys.readouterr().err
+    assert leaving.value.code == 2 and said.startswith("error: nothing is kept: ValueError: could not convert")
+    assert said.count("\n") == 1 and sorted(tmp_path.iterdir()) == [run]
 
 
 def test_an_agent_of_another_form_is_refused_not_emptied(run, tmp_path, monkeypatch):

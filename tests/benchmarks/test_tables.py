@@ -1,5 +1,6 @@
 """Every table, by hand from made-up results."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -104,6 +105,10 @@ def test_verdicts(results):
     ):
         verdict = tables.verdict_of(replace(pair, p=0.051, seeds=seeds, iqm=iqm), ["X"])
         assert verdict.startswith(f"{word} (p = 0.051)"), (seeds, iqm)
+    # Against the base's IQM, not its mean: two alike whose returns are skewed, and one that is twice as good.
+    skewed = replace(pair, p=0.051, seeds=[5], base_iqm=0.5)
+    assert tables.verdict_of(replace(skewed, iqm=(0.5, 0.41, 0.6)), ["X"]).startswith("level")
+    assert tables.verdict_of(replace(skewed, iqm=(1.0, 0.9, 1.1)), ["X"]).startswith("undecided")
     assert tables.verdict_of(replace(pair, higher=True), ["X", "Y"]).startswith("better on X (p = 0.04)")
 
 
@@ -268,4 +273,8 @@ def test_agents_table(results, checkout, tmp_path):
     assert row == "| `hopper` | DiffSAC | Hopper-v4 | 120k | 2 | 8.0 | fedcba9 | 1: 442, 2: 444, 3: 446 |"
     assert below.startswith("Deterministic policy: ") and below.endswith(" twenty).")
     evaluated_run(tmp_path / "own", {2: [1.0]}, exp_name="own")
+    (tmp_path / ".cache").mkdir()  # no copy
     assert "| `own` | DiffSAC | Hopper-v4 | 120k | 2 | 1.0 | fedcba9 | - |" in tables.agents_table(results, tmp_path)
+    ran = {"git_commit": None, "git_dirty": None, "resumed": [{"git_commit": "f" * 40, "git_dirty": True}]}
+    (tmp_path / "own" / "versions.json").write_text(json.dumps(ran))
+    assert "| 1.0 | fffffff* unknown | - |" in tables.agents_table(results, tmp_path)

@@ -42,7 +42,7 @@ def evaluated_run(path: Path, deterministic: dict[int, list[float]], **args) -> 
     stored = asdict(diffsac_jax.Args(seed=min(deterministic), num_seeds=len(deterministic), total_timesteps=120_000))
     folder.write_json("args.json", stored | {"script": "diffsac_jax", "layout": LAYOUT} | args)
     folder.write_json("summary.json", {"total_timesteps": 120_000})
-    folder.write_json("versions.json", {"git_commit": "fedcba9876543210"})
+    folder.write_json("versions.json", {"git_commit": "fedcba9876543210", "git_dirty": False})
     tag = "eval/episodic_return_deterministic"
     rows = [f"{i},1.0,{seed},{tag},{x}\n" for seed, returns in deterministic.items() for i, x in enumerate(returns)]
     (path / "scalars.csv").write_text("".join([HEADER, *rows]))

@@ -1,6 +1,8 @@
 """What a run says that it ran with."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import types
@@ -9,48 +11,93 @@ import pytest
 
 import sac_jax
 from harness import provenance
+from tests.running import ROOT, environment
+
+
+def commit_all(folder):
+    """Makes the folder a repository with one commit of all that is in it."""
+    own = {name: value for name, value in environment().items() if not name.startswith("GIT_")}
+    identity = ("-c", "user.name=A", "-c", "user.email=a@b.example", "-c", "commit.gpgsign=false")
+    for command in (
+        ("init", "-q"),
+        ("add", "."),
+        (*identity, "-c", "core.hooksPath=/dev/null", "commit", "-qm", "All"),
+    ):
+        subprocess.run(["git", *command], cwd=folder, check=True, env=own)
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A repository of one committed script, which is all that runs."""
-    (tmp_path / "script.py").write_text("rate = 1\n")
+    (tmp_path / "größe.py").write_text("rate = 1\n")
     (tmp_path / "table.md").write_text("1\n")
-    identity = ("-c", "user.name=A", "-c", "user.email=a@b.example", "-c", "commit.gpgsign=false")
-    for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "All")):
-        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    commit_all(tmp_path)
     monkeypatch.setattr(provenance, "ROOT", tmp_path.resolve())
-    monkeypatch.setattr(provenance, "own_code", lambda: {tmp_path.resolve() / "script.py"})
+    monkeypatch.setattr(provenance, "own_code", lambda: {tmp_path.resolve() / "größe.py"})
     return tmp_path
 
 
-def test_a_run_of_committed_code_is_of_its_commit(checkout):
+def test_a_run_of_committed_code_is_of_its_commit(checkout, monkeypatch):
     commit, changed = provenance.commit_and_changes()
-    assert len(commit) == 40 and changed is False
+    assert len(commit) == 40 and changed == []
     (checkout / "table.md").write_text("2\n")  # what its numbers become is no code
     (checkout / "other.py").write_text("")  # and does not run
-    assert provenance.commit_and_changes() == (commit, False)
-    (checkout / "script.py").write_text("rate = 2\n")
-    assert provenance.commit_and_changes() == (commit, True)
+    assert provenance.commit_and_changes() == (commit, [])
+    monkeypatch.setenv("GIT_DIR", str(checkout / "nowhere"))
+    assert provenance.commit_and_changes() == (commit, [])
+    (checkout / "größe.py").write_text("rate = 2\n")
+    assert provenance.commit_and_changes() == (commit, ["größe.py"])
+    assert provenance.versions()["git_dirty"] is True and provenance.versions()["git_changes"] == ["größe.py"]
 
 
 def test_a_run_of_code_that_git_does_not_know_is_of_no_commit(checkout, tmp_path_factory, monkeypatch):
     for folder in (checkout, tmp_path_factory.mktemp("elsewhere")):
         copy = folder.resolve() / "copy.py"
         copy.write_text("rate = 3\n")
-        monkeypatch.setattr(provenance, "own_code", lambda copy=copy: {checkout.resolve() / "script.py", copy})
-        assert provenance.commit_and_changes()[1] is True
+        monkeypatch.setattr(provenance, "own_code", lambda copy=copy: {checkout.resolve() / "größe.py", copy})
+        assert provenance.commit_and_changes()[1] == [str(copy)]
     monkeypatch.setattr(provenance, "ROOT", folder)
     assert provenance.commit_and_changes() == (None, None)
+    assert provenance.versions()["git_dirty"] is None and "git_changes" not in provenance.versions()
 
 
 def test_own_code_is_what_was_neither_installed_nor_came_with_python(tmp_path, monkeypatch):
-    mine = types.ModuleType("mine")
+    class Lazy(types.ModuleType):
+        def __getattr__(self, name):
+            raise ImportError(f"no {name}")
+
+    lazy, mine = Lazy("lazy"), types.ModuleType("mine")
+    del lazy.__dict__["__spec__"]
     mine.__file__ = str(tmp_path / "mine.py")
-    monkeypatch.setitem(sys.modules, "mine", mine)
+    for module in (lazy, mine):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     assert tmp_path.resolve() / "mine.py" not in provenance.own_code()  # there is no such file
     (tmp_path / "mine.py").touch()
-    files = provenance.own_code()
-    assert {sac_jax.__file__, provenance.__file__, str(tmp_path.resolve() / "mine.py")} <= set(map(str, files))
-    assert not {json.__file__, pytest.__file__, __file__} & set(map(str, files))
-    assert {file.name for file in files if file.parent.name == "harness"} >= {"run.py", "folder.py"}
+    files = {str(file) for file in provenance.own_code()}
+    assert {os.path.realpath(module.__file__) for module in (sac_jax, provenance, mine)} <= files
+    assert not {os.path.realpath(name) for name in (json.__file__, pytest.__file__, __file__)} & files
+
+
+def test_a_script_of_a_clean_checkout_is_clean(tmp_path):
+    """All that a script loads, and what the machine loads before it."""
+    checkout, machine = tmp_path / "checkout", tmp_path / "machine"
+    for room in ("common", "envs", "harness"):
+        shutil.copytree(ROOT / room, checkout / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "diffsac_jax.py", checkout)
+    machine.mkdir()
+    (machine / "sitecustomize.py").write_text("")
+    (checkout / "start.py").write_text(
+        "import diffsac_jax\nfrom harness.provenance import commit_and_changes as c\nprint(c())\n"
+    )
+    commit_all(checkout)
+    ran = {**environment(), "PYTHONPATH": str(machine), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def start(script):
+        done = subprocess.run(
+            [sys.executable, script], cwd=checkout, env=ran, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    assert start("start.py").endswith("', [])")
+    shutil.copy(checkout / "start.py", checkout / "mine.py")
+    assert start("mine.py").endswith("/mine.py'])")

@@ -121,7 +121,7 @@ QUICK = (TINY,)
 @pytest.mark.parametrize("script", [pytest.param(s, marks=() if s in QUICK else pytest.mark.slow) for s in SETTINGS])
 def test_in_pieces_equals_in_one_go(script, tmp_path, monkeypatch):
     # One commit for all starts, also where the tree is worked on meanwhile.
-    monkeypatch.setattr(provenance, "commit_and_changes", lambda: ("0123abc", False))
+    monkeypatch.setattr(provenance, "commit_and_changes", lambda: ("0123abc", []))
     whole = in_one_go(script, tmp_path / "whole", SETTINGS[script])
     pieces = in_pieces(script, tmp_path / "pieces", SETTINGS[script])
     assert_equal_runs(pieces, whole)

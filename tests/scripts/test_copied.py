@@ -58,8 +58,11 @@ def test_a_copy_with_two_more_arguments_trains_and_resumes(tmp_path, python):
     assert (args["script"], args["weight_decay"], args["log_std_min"]) == ("mine", 0.1, -5.0)
     assert (summary["step"], summary["updates"]) == (200, 100)
     # No commit holds the copy. Where the repository is no checkout of git nothing is known.
-    changed = json.loads((run / "versions.json").read_text())["git_dirty"]
-    assert changed is (None if provenance.commit_and_changes() == (None, None) else True)
+    versions = json.loads((run / "versions.json").read_text())
+    if provenance.commit_and_changes() == (None, None):
+        assert versions["git_dirty"] is None
+    else:
+        assert versions["git_dirty"] is True and str((tmp_path / "mine.py").resolve()) in versions["git_changes"]
 
     python("mine.py", "--resume", run, "--total-timesteps", 300, "--eval-frequency", 100)
     args, summary = (json.loads((run / name).read_text()) for name in ("args.json", "summary.json"))
