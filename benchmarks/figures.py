@@ -31,6 +31,16 @@ def panels_of(rows: int, columns: int, width: float, height: float, **options) -
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def grid_of(number: int, most: int, width: float, height: float):
+    """A figure of panels in lines of at most `most`, each panel so many inches; and their axes in order."""
+    columns = min(number, most)
+    rows = -(-number // columns)
+    figure, axes = panels_of(rows, columns, width * columns, height * rows)
+    for axis in axes.flat[number:]:
+        axis.set_axis_off()
+    return figure, axes.flat[:number]
+
+
 def note(limit: int, curves: dict[str, list[Curve]]) -> str:
     """What a panel rests on."""
     return f"{thousands(limit)} steps\nseeds {common_seeds(curves)}"
@@ -163,12 +173,8 @@ def reference_figure(results: Results, reference: list[dict]) -> Figure | None:
                 panels.append((env_id, rows, limit, curves))
     if not panels:
         return None
-    columns = min(len(panels), 3)
-    lines = -(-len(panels) // columns)
-    figure, axes = panels_of(lines, columns, 5.6 * columns, 3.2 * lines)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
-    for axis, panel in zip(axes.flat, panels, strict=False):
+    figure, axes = grid_of(len(panels), 3, 5.6, 3.2)
+    for axis, panel in zip(axes, panels, strict=True):
         draw_reference(axis, *panel)
     figure.tight_layout()
     return figure

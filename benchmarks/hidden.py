@@ -98,24 +98,21 @@ def sample(run: Path, theta: float, number: int) -> tuple[str, np.ndarray]:
 
 def draw(samples: list[tuple[str, np.ndarray]], theta: float, path: Path) -> None:
     """The targets and, below a title, actions `[n, 2]` with the share of the episodes in which such actions succeed."""
-    import matplotlib.pyplot as plt
+    from matplotlib.patches import Circle
 
-    columns = min(len(samples), 4)
-    rows = -(-len(samples) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, 2.8 * rows), squeeze=False)
-    for axis in axes.flat[len(samples) :]:
-        axis.set_axis_off()
-    for axis, (title, action) in zip(axes.flat, samples, strict=False):
+    from benchmarks.figures import grid_of
+
+    figure, axes = grid_of(len(samples), 4, 2.4, 2.8)
+    for axis, (title, action) in zip(axes, samples, strict=True):
         axis.plot(*action.T, ",", color="black", alpha=0.7)
         for place in targets(theta):
-            axis.add_patch(plt.Circle(place, RADIUS, fill=False, color="#d95f0e"))
+            axis.add_patch(Circle(place, RADIUS, fill=False, color="#d95f0e"))
         axis.set_title(f"{title}\nfinds {success(hits(action, theta).mean(axis=0)):.2f} here", fontsize=8)
         axis.set(xlim=(-1, 1), ylim=(-1, 1), xticks=(-1, 0, 1), yticks=(-1, 0, 1), aspect="equal")
         axis.tick_params(labelsize=6)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
-    plt.close(figure)
 
 
 def main() -> None:

@@ -75,8 +75,9 @@ def median(runs: list[Path]) -> tuple[Path, int]:
     Raises UserError: a seed is there twice, or the runs are not of one command. Their commits may differ.
     """
     by_seed: dict[int, tuple[float, Path]] = {}
+    first = command(runs[0])
     for run in runs:
-        if (own := command(run)) != (first := command(runs[0])):
+        if (own := command(run)) != first:
             raise UserError(f"{str(run)!r} and {str(runs[0])!r} are of two commands: {own}; {first}")
         for seed, score in scores(run).items():
             if seed in by_seed:
@@ -137,7 +138,8 @@ def keep(run: Path, seed: int, place: Path) -> None:
         try:
             shutil.copytree(copy, place)
         except OSError as error:
-            shutil.rmtree(place, ignore_errors=True)  # what there is of it
+            if not isinstance(error, FileExistsError):  # made by somebody else meanwhile
+                shutil.rmtree(place, ignore_errors=True)  # what there is of ours
             raise UserError(f"{str(place)!r} cannot be made: {one_line(error)}") from None
 
 

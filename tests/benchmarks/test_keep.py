@@ -56,7 +56,7 @@ def test_a_copy_acts_as_the_run_and_shows_the_same(run, tmp_path, capsys, monkey
     assert size(copy) < 0.4 * size(run)
 
 
-def test_what_cannot_be_kept_and_what_a_copy_cannot(run, tmp_path):
+def test_what_cannot_be_kept_and_what_a_copy_cannot(run, tmp_path, monkeypatch):
     copy = tmp_path / "copy"
     keep.keep(run, 1, copy)
     with pytest.raises(UserError, match="is there already: the last argument is the folder to make"):
@@ -64,6 +64,12 @@ def test_what_cannot_be_kept_and_what_a_copy_cannot(run, tmp_path):
     for place in (copy / "args.json" / "copy", tmp_path / ("x" * 300)):
         with pytest.raises(UserError, match=r"(json/copy|xxx)' cannot be made: "):
             keep.keep(run, 1, place)
+    monkeypatch.setattr(keep.os.path, "lexists", lambda path: False)  # made by somebody else after the look
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="copy' cannot be made: FileExistsError"):
+        keep.keep(run, 1, copy)
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+    monkeypatch.undo()
     said = enter("crossq_jax.py", {"resume": copy, "total-timesteps": 800}, status=2).stderr
     assert "000000000400 has no rest of the training state" in said and said.count("\n") == 1
     unfinished = tmp_path / "unfinished"

@@ -67,7 +67,6 @@ def test_own_code_is_what_was_neither_installed_nor_came_with_python(tmp_path, m
             raise ImportError(f"no {name}")
 
     lazy, mine = Lazy("lazy"), types.ModuleType("mine")
-    del lazy.__dict__["__spec__"]
     mine.__file__ = str(tmp_path / "mine.py")
     for module in (lazy, mine):
         monkeypatch.setitem(sys.modules, module.__name__, module)
