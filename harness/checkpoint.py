@@ -10,7 +10,6 @@ array's data, and it does not force files to disk: before it renames, what it ha
 """
 
 import json
-import logging
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any
 import jax
 
 from envs import UserError
+from harness.quiet import quieten_orbax
 from harness.seal import damage, seal
 
 KEEP = 2
@@ -36,8 +36,7 @@ class Checkpoints:
     def __init__(self, run: Path):
         import orbax.checkpoint  # here, because importing it takes half a second
 
-        # What it raises it also logs, with the traceback of a thread, into the one line that the run prints.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        quieten_orbax()
         self._orbax, self.folder = orbax.checkpoint, run / "checkpoints"
         self.step: int | None = None
         self.begun: int | None = None

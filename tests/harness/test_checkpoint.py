@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import resource
 import shutil
+import subprocess
 import sys
 from typing import Any
 
@@ -18,6 +19,7 @@ from flax.training.train_state import TrainState
 from envs import UserError
 from harness import checkpoint, seal
 from harness.checkpoint import Checkpoints, named_leaves
+from tests.running import ROOT, TIMEOUT, environment
 
 SEEDS = 2
 
@@ -265,3 +267,31 @@ def test_full_disk_leaves_the_last_checkpoint(two, tmp_path):
     state, step, said = read(folder)
     assert step == 6 and said == []
     assert_equal(state, two[1][6])
+
+
+FOLDER_DELETED = """
+import pathlib, shutil, sys
+import jax.numpy as jnp
+from harness.checkpoint import Checkpoints
+from tests.harness.test_checkpoint import State
+
+arrays = {str(i): jnp.ones((2000, 20)) for i in range(20)}
+for number in range(5):
+    run = pathlib.Path(sys.argv[1]) / str(number)
+    run.mkdir()
+    store = Checkpoints(run)
+    store.save(1, State(arrays, arrays, jnp.zeros(2)), {})
+    run.rename(run.with_suffix(".gone"))
+    shutil.rmtree(run.with_suffix(".gone"))
+    try:
+        store.wait()
+    except Exception:
+        print("raised")
+"""
+
+
+def test_writes_under_way_when_one_fails_say_nothing(tmp_path):
+    """TensorStore reports them to an event loop that is closed, with a traceback each."""
+    command = [sys.executable, "-c", FOLDER_DELETED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=TIMEOUT)
+    assert (done.stdout, done.stderr, done.returncode) == ("raised\n" * 5, "", 0)
