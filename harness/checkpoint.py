@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from envs import UserError
-from harness.quiet import quieten_orbax
+from harness.quiet import quieten_failed_writes, quieten_orbax
 from harness.seal import damage, seal
 
 KEEP = 2
@@ -53,6 +53,7 @@ class Checkpoints:
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
         """Begins to write a checkpoint. Raises what went wrong with the one before it."""
         if self._manager is None:
+            quieten_failed_writes()
             options = self._orbax.CheckpointManagerOptions(
                 max_to_keep=KEEP,
                 step_format_fixed_length=12,

@@ -1,20 +1,27 @@
-"""A checkpoint that cannot be written is reported once: by what Orbax raises, which becomes the run's one line."""
+"""A checkpoint that cannot be written or read is reported once: by what Orbax raises, the run's one line."""
 
 import functools
 import logging
 import sys
+import warnings
+
+
+def quieten_orbax() -> None:
+    """What Orbax raises it also logs, with the traceback of a thread."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 @functools.cache
-def quieten_orbax() -> None:
-    """Keeps off stderr what Orbax, asyncio and TensorStore say of a failed write besides what Orbax raises.
+def quieten_failed_writes() -> None:
+    """Keeps off stderr what asyncio and TensorStore say of a failed checkpoint besides what Orbax raises.
 
-    Orbax logs it with the traceback of a thread, and asyncio logs what became of the other writes. Orbax closes its
-    event loop at the first failure, while TensorStore still reports to it from threads of its own: an error that nobody
-    can catch, which goes to `sys.unraisablehook`, with no object that raised it.
+    Orbax closes its event loop at the first write that fails. asyncio logs what became of the others and warns of those
+    that had not begun; TensorStore still reports to the loop from threads of its own, an error that nobody can catch,
+    which goes to `sys.unraisablehook`, with no object that raised it. Only a process that writes checkpoints is changed
+    so: one that loads an agent may have an event loop of its own.
     """
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize", RuntimeWarning)
     show = sys.unraisablehook
 
     def show_others(error):

@@ -295,3 +295,10 @@ def test_writes_under_way_when_one_fails_say_nothing(tmp_path):
     command = [sys.executable, "-c", FOLDER_DELETED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=TIMEOUT)
     assert (done.stdout, done.stderr, done.returncode) == ("raised\n" * 5, "", 0)
+
+
+def test_who_only_reads_keeps_the_logs_and_the_hook(two):
+    code = "import sys, logging, pathlib; from harness.checkpoint import Checkpoints; before = sys.unraisablehook\n"
+    code += "store = Checkpoints(pathlib.Path(sys.argv[1])); assert store.exist(); store.close()\n"
+    code += "assert sys.unraisablehook is before and logging.getLogger('asyncio').isEnabledFor(logging.ERROR)"
+    subprocess.run([sys.executable, "-c", code, str(two[0])], check=True, cwd=ROOT, env=environment(), timeout=TIMEOUT)
