@@ -48,7 +48,9 @@ def restored(
     if not checkpoints.exist():
         # A checkpoint that was begun is complete before the next one begins.
         last = max((row[0] for row in folder.scalars()), default=0)
-        if folder.summary() or last > 2 * folder.stored_args()["checkpoint_frequency"] > 0:
+        ended = folder.summary()
+        saved = ended and len(ended.get("stopped", ())) < args.num_seeds  # once every seed was stopped nothing is saved
+        if saved or last > 2 * folder.stored_args()["checkpoint_frequency"] > 0:
             raise UserError(f"the checkpoints of {str(folder.path)!r} are missing: it cannot go on")
         say("no checkpoint yet: starts from the beginning")
         return state, {}

@@ -220,6 +220,16 @@ def test_nan_of_learning_is_reached_again_from_the_last_checkpoint(tmp_path):
     assert_resuming_repeats_it(folder, 150, "learning")
 
 
+def test_nan_before_the_first_checkpoint_is_reached_again_from_the_start(tmp_path):
+    folder = train(TINY, tmp_path, nan_of_environment(0, 70), status=3)
+    rows, summary = scalars(folder), summary_of(folder)
+    assert checkpoints_of(folder) == [] and summary["stopped"]["1"]["step"] == 70 and rows
+    environments.NotANumber.copies = -1
+    done = enter(TINY, {"resume": folder}, status=3)
+    assert "no checkpoint yet: starts from the beginning" in done.stdout and "seed 1 stopped at step 70" in done.stdout
+    assert scalars(folder) == rows and summary_of(folder)["stopped"] == summary["stopped"]
+
+
 @pytest.mark.slow
 def test_a_learning_rate_that_is_too_large_ends_a_run(tmp_path):
     """Of a script, with the losses and the optimiser that it has."""
