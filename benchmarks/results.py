@@ -98,7 +98,7 @@ class Curve:
         values = self.measured[metric]
         if metric == "training":
             return float(values[-1])
-        return run_score(values[np.isfinite(values)]) if np.isfinite(values).any() else np.nan
+        return run_score(values)
 
     def maximum(self, policy: str) -> float:
         return float(np.nanmax(self.measured[policy]))

@@ -92,8 +92,11 @@ class Record:
 
 
 def run_score(evaluations: Sequence[float]) -> float:
-    """Of a run: the mean of its last ten evaluations, of the last three where there are fewer than twenty."""
-    return float(np.mean(evaluations[-(10 if len(evaluations) >= 20 else 3) :]))
+    """Of a run: the mean of its last ten evaluations, of the last three where there are fewer than twenty. Those that
+    are not finite do not count; NaN where none is."""
+    values = np.asarray(evaluations, float)
+    values = values[np.isfinite(values)]
+    return float(np.mean(values[-(10 if len(values) >= 20 else 3) :])) if len(values) else float("nan")
 
 
 def train_states(agents: Any) -> list[TrainState]:

@@ -11,7 +11,7 @@ import pytest
 from flax.training.train_state import TrainState
 
 from harness import Experiment
-from harness.record import Record, num_parameters, train_states
+from harness.record import Record, num_parameters, run_score, train_states
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,13 @@ def test_it_comes_back_from_json():
     assert math.isnan(again.last_return)
     again.last_return = record.last_return = 0.0
     assert again == record and again.running(ARGS) == [0, 1]
+
+
+def test_an_evaluation_that_is_not_finite_does_not_count():
+    assert run_score([9.0, 1.0, 2.0, math.nan, 3.0, math.inf]) == 2.0
+    assert run_score([*range(19), math.nan]) == 17.0  # nineteen remain: the last three
+    assert run_score([*range(20), -math.inf]) == 14.5
+    assert math.isnan(run_score([math.nan, math.inf]))
 
 
 def test_a_stopped_seed_keeps_the_evaluations_before_it():
