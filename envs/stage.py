@@ -126,7 +126,9 @@ class JaxStage(Stage):
         return np.asarray(self._state.obs[0])
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
-        self._state, time_step = self._step(self._state, action[None])
+        state, time_step = self._step(self._state, action[None])
+        if not time_step.done[0]:  # else it is the next episode's already: the pose before the end is drawn once more
+            self._state = state
         return np.asarray(time_step.final_obs[0]), bool(time_step.done[0])
 
     def picture(self) -> Any:

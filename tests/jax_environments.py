@@ -98,6 +98,15 @@ class Drawn(Walk):
         return [(height, width, camera) for _ in states]
 
 
+class DrawnSteps(Drawn):
+    """A picture is the number of steps of the episode, which ends after four."""
+
+    episode_length = 4
+
+    def render(self, states, height, width, camera=None):
+        return [int(state.info["steps"]) for state in states]
+
+
 class DrawnFromOnePlace(Walk):
     mj_model = SimpleNamespace(ncam=2)
 

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from envs.stage import make_stage
@@ -39,3 +40,17 @@ def test_a_class_of_ones_own_may_have_cameras_and_take_none():
     with make_stage("tests.jax_environments:DrawnFromOnePlace", "{}") as stage:
         stage.reset(seed=0)
         assert list(stage.frames([stage.picture()])) == [(480, 640)]
+
+
+def test_the_last_picture_is_of_the_episode_that_ended():
+    """An environment on the device begins the next one at once."""
+    with make_stage("tests.jax_environments:DrawnSteps", "{}") as stage:
+        pictures, done = [], False
+        stage.reset(seed=0)
+        while not done:
+            _, done = stage.step(np.zeros(1))
+            pictures.append(stage.picture())
+        assert list(stage.frames(pictures)) == [1, 2, 3, 3]
+        stage.reset(seed=1)
+        stage.step(np.zeros(1))
+        assert list(stage.frames([stage.picture()])) == [1]
