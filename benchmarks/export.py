@@ -14,7 +14,8 @@ One row per seed and evaluation. Columns:
     commit, dirty          git commit, and whether the code that ran was another: changed, or not committed
     python, jax, flax, mujoco, gymnasium, device, threads
     wall_time              seconds of training (without compilation) and evaluation (with that of the first one after
-                           a start), without checkpoints and interruptions
+                           a start), without checkpoints and interruptions; with the last checkpoint in a run that
+                           is too short for an evaluation but the one at its end
     steps_per_second       over the whole run while learning, without compilation and evaluation
     arguments              every argument that differs from the script's default and is not named by a column
 
@@ -58,9 +59,9 @@ EVALUATED = {
     "eval/episodic_return_deterministic": "deterministic_return",
     "eval/entropy": "entropy",
 }
-# By a part of the folder's name, what is no part of RESULTS, and where it goes.
+# By a part of what it would be called, what is no part of RESULTS, and where it goes.
 ELSEWHERE = {
-    "__quick_": "of the quick suite; --results FOLDER exports it",
+    "/quick_": "of the quick suite; --results FOLDER exports it",
     "TurningAgent": "see python -m benchmarks.turning",
     "HiddenTarget": "export it with --results benchmarks/hidden_target",
 }
@@ -169,10 +170,10 @@ def _rows(learning_starts: int, scalars: list[tuple]) -> list[dict[str, Any]]:
                     "seed": seed,
                     "global_step": step,
                     "training_return": f"{fmean(episodes[-TRAINING_EPISODES:]):.3f}" if episodes else "",
-                    **dict.fromkeys(("stochastic_return", "deterministic_return", "entropy"), ""),  # NaN has no row
+                    **dict.fromkeys(("stochastic_return", "deterministic_return", "entropy"), ""),  # not finite: empty
                     "wall_time": f"{seconds:.1f}",
                 }
-            if tag in EVALUATED:
+            if tag in EVALUATED and math.isfinite(value):
                 evaluations[step][EVALUATED[tag]] = f"{value:.3f}"
         elif tag == "charts/episodic_return":
             episodes.append(value)
@@ -313,11 +314,13 @@ def main() -> int:
     for folder in options.runs:
         if folder.is_file() or (folder.name == "logs" and not (folder / "args.json").exists()):
             continue  # `runs/*` names more than run folders
-        where = [ELSEWHERE[part] for part in ELSEWHERE if part in folder.name]
-        if options.results == RESULTS and where:
-            print(f"{folder.name}: left out, {where[0]}")
-            continue
         try:
+            stored = RunFolder(folder).stored_args()
+            name = str(RESULTS / file_name(stored["exp_name"], stored["env_id"]))
+            where = [ELSEWHERE[part] for part in ELSEWHERE if part in name]
+            if options.results.resolve() == RESULTS and where:
+                print(f"{folder.name}: left out, {where[0]}")
+                continue
             rows = read_run(folder, options.allow_dirty, options.allow_unfinished)
             path = merge(rows, options.results)
             print(f"{path.name}: {len(rows)} rows from {folder.name}")

@@ -99,13 +99,16 @@ def test_training_return_is_of_the_last_100_episodes(tmp_path):
     assert export.read_run(run)[0]["training_return"] == "0.100"
 
 
+@pytest.mark.parametrize("value", [None, "inf"])
 @pytest.mark.parametrize("missing", ["stochastic", "deterministic"])
-def test_an_evaluation_that_was_not_finite_is_an_empty_field(tmp_path, missing):
+def test_an_evaluation_that_was_not_finite_is_an_empty_field(tmp_path, missing, value):
     """NaN has no row in scalars.csv: the other policy's return stays."""
     run = make_run(tmp_path / "runs" / "a")
     lines = (run / "scalars.csv").read_text().splitlines(keepends=True)
     tag = f"eval/episodic_return_{missing}"
-    (run / "scalars.csv").write_text("".join(x for x in lines if not (x.startswith("200,") and tag in x)))
+    of_it = [x for x in lines if x.startswith("200,") and tag in x]
+    put = {x: x.rpartition(",")[0] + f",{value}\n" if value else "" for x in of_it}
+    (run / "scalars.csv").write_text("".join(put.get(x, x) for x in lines))
     first, last = rows_of(export.merge(export.read_run(run), tmp_path / "results"))
     returns = {policy: first[f"{policy}_return"] for policy in ("stochastic", "deterministic")}
     assert returns == {"stochastic": "201.000", "deterministic": "401.000", missing: ""}
@@ -304,18 +307,25 @@ def test_unknown_scripts_are_one_line():
 
 
 @pytest.mark.parametrize(
-    "name, where",
+    "args, where",
     [
-        ("m.hidden-HiddenTarget-v0__sac_jax__1__x", "export it with --results benchmarks/hidden_target"),
-        ("m.turning-TurningAgent-v0__sac_jax__1__x", "see python -m benchmarks.turning"),
-        ("Pendulum-v1__quick_sac__1__x", "--results FOLDER exports it"),
+        ({"env_id": "m.hidden:HiddenTarget-v0"}, "export it with --results benchmarks/hidden_target"),
+        ({"env_id": "m.turning:TurningAgent-v0"}, "see python -m benchmarks.turning"),
+        ({"exp_name": "quick_sac"}, "--results FOLDER exports it"),
     ],
 )
-def test_what_is_no_part_of_the_results_is_left_out(name, where, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["export", f"runs/{name}"])
-    assert export.main() == 0
-    line = capsys.readouterr().out
-    assert line.startswith(f"{name}: ") and "left out" in line and where in line
+def test_what_is_no_part_of_the_results_is_left_out(args, where, tmp_path, monkeypatch, capsys):
+    """Whatever its folder is called, and however the results' is written."""
+    run = make_run(tmp_path / "mine", **args)
+    monkeypatch.setattr(export, "RESULTS", tmp_path / "benchmarks" / "results")
+    monkeypatch.chdir(tmp_path)
+    for words in ([], ["--results", "benchmarks/results"]):
+        monkeypatch.setattr("sys.argv", ["export", str(run), *words])
+        assert export.main() == 0
+        line = capsys.readouterr().out
+        assert line.startswith("mine: left out, ") and where in line
+    monkeypatch.setattr("sys.argv", ["export", str(run), "--results", str(tmp_path / "results")])
+    assert export.main() == 0 and len(list((tmp_path / "results").iterdir())) == 1
 
 
 def committed_arguments():
