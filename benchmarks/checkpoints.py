@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sac_jax
-from benchmarks.rounds import ROOT, in_turns, median, ratios, run_process
+from benchmarks.rounds import ROOT, Skip, in_turns, median, ratios, run_process
 from envs import Environment, make_env
 from harness import RunFolder
 from harness.checkpoint import Checkpoints, complete
@@ -54,7 +54,9 @@ def measure(env_id: str, rows: int, rounds: int) -> list[float]:
             store.wait()
             ends.append(time.perf_counter() - begin)
         store.close()
-        size = sum(path.stat().st_size for path in complete(Path(folder) / "checkpoints")[0].rglob("*"))
+        size = sum(
+            path.stat().st_size for path in complete(Path(folder) / "checkpoints")[0].rglob("*") if path.is_file()
+        )
         store = Checkpoints(Path(folder))
         begin = time.perf_counter()
         jax.block_until_ready(store.restore(state, print)[0])
@@ -89,7 +91,10 @@ def main() -> None:
             "with checkpoints": lambda i: rate(options.steps),
             "without": lambda i: rate(options.steps, "--checkpoint-frequency", "0"),
         }
-        with_, without = in_turns(options.rounds, measures).values()
+        try:
+            with_, without = in_turns(options.rounds, measures).values()
+        except Skip as reason:
+            sys.exit(f"error: {reason}")
         print(f"steps/s with checkpoints {median(with_, 0)}, without {median(without, 0)}")
         print(f"with / without {median(ratios(with_, without), 3)}")
         return

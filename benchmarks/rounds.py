@@ -42,9 +42,15 @@ def ratios(above: list[float], below: list[float]) -> list[float]:
 
 
 def run_process(command: list[str], cwd: Path, **more: str) -> str:
-    """What the process printed. Raises Skip with its last line if it failed. `more`: environment variables."""
+    """What the process printed. Raises Skip: it failed, with its last line, or took too long.
+
+    `more`: environment variables.
+    """
     env = {**os.environ, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"), **more}
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=TIMEOUT)
+    try:
+        done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        raise Skip(f"{' '.join(command[:3])} .. not finished after {TIMEOUT} s") from None
     if done.returncode:
         raise Skip(f"{' '.join(command[:3])} .. failed: {' '.join(done.stderr.strip().splitlines()[-1:])}")
     return done.stdout

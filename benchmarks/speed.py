@@ -268,13 +268,14 @@ def main() -> int:
         except Skip as reason:
             print(f"{name}: skipped, {reason}", file=sys.stderr, flush=True)
             continue
-        rows += [dict(zip(COLUMNS, (*row, *here.values()), strict=True)) for row in measured]
+        found = [dict(zip(COLUMNS, (*row, *here.values()), strict=True)) for row in measured]
+        rows += found
+        if options.save:  # at once: what follows may take hours
+            save(ROOT / "benchmarks" / "speed.csv", found)
     print(f"Commit {here['commit']}; {here['device']}; {here['versions']}\n")
     print("| Quantity | Value | Measured |\n|---|---|---|")
     for row in rows:
         print(f"| {row['quantity']} | {row['value']} | {row['how']} |")
-    if options.save and rows:
-        save(ROOT / "benchmarks" / "speed.csv", rows)
     return 0
 
 

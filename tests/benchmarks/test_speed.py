@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -14,6 +15,7 @@ import diffsac_jax
 import diffwpo_jax
 import sac_jax
 from benchmarks import device, rounds, speed, suites
+from benchmarks.results import read_rows
 from benchmarks.tables import speed_table
 from harness.folder import LAYOUT
 
@@ -82,6 +84,23 @@ def test_what_cannot_be_measured_is_skipped(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert printed.out.startswith("Commit ")
     assert printed.err.splitlines() == [f"{row}: skipped, there is no {tmp_path / 'none'}" for row in ("sbx", "ppo")]
+
+
+def test_a_process_that_takes_too_long_is_skipped_and_what_was_measured_before_is_saved(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NPROC", "1")
+    monkeypatch.setattr(rounds, "TIMEOUT", 0.2)
+    monkeypatch.setattr(speed, "ROOT", tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+
+    def slow(options):
+        saved = read_rows(tmp_path / "benchmarks" / "speed.csv")
+        assert [row["quantity"] for row in saved] == ["a"]
+        rounds.run_process([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path)
+
+    monkeypatch.setattr(speed, "ROWS", {"quick": lambda options: [("a", "1", "by hand")], "slow": slow})
+    monkeypatch.setattr("sys.argv", ["speed", "--rows", "quick", "slow", "--save"])
+    assert speed.main() == 0
+    assert "slow: skipped, " in (err := capsys.readouterr().err) and "not finished after 0.2 s" in err
 
 
 @pytest.mark.parametrize("script", [sac_jax, diffsac_jax, diffwpo_jax, crossq_jax, diffcrossq_jax])
