@@ -87,6 +87,12 @@ def median(runs: list[Path]) -> tuple[Path, int]:
     return by_seed[seed][1], seed
 
 
+def names_only(versions: dict[str, Any]) -> dict[str, list[str]]:
+    """What was changed when a run began, without the folders of files that are in no commit."""
+    changed = versions.get("git_changes")
+    return {} if changed is None else {"git_changes": [Path(x).name if Path(x).is_absolute() else x for x in changed]}
+
+
 def keep(run: Path, seed: int, place: Path) -> None:
     """Writes the small copy of a run's seed. Raises UserError: the run is not finished, or the place is taken."""
     folder = finished(run)
@@ -116,9 +122,12 @@ def keep(run: Path, seed: int, place: Path) -> None:
     with tempfile.TemporaryDirectory() as beside:
         copy = Path(beside) / "copy"
         copy.mkdir()
-        shutil.copy(folder.path / "versions.json", copy)
         # Where it was trained, and whose account saw it, is nobody's business.
-        own = {name: getattr(type(args)(), name) for name in ("runs_folder", "wandb_entity")}
+        first, *later = [{**ran, **names_only(ran)} for ran in folder.versions()]
+        del first["step"]
+        RunFolder(copy).write_json("versions.json", first | ({"resumed": later} if later else {}))
+        names = ("runs_folder", "run_name", "wandb_project_name", "wandb_entity")
+        own = {name: getattr(type(args)(), name) for name in names}
         RunFolder(copy).write_json("args.json", {**folder.stored_args(), **own, "seed": seed, "num_seeds": 1})
         summary = folder.summary()
         returns = {str(seed): summary["episodic_return"][str(seed)]}

@@ -1,5 +1,6 @@
 """Small copies of runs, and those in benchmarks/agents."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -54,6 +55,24 @@ def test_a_copy_acts_as_the_run_and_shows_the_same(run, tmp_path, capsys, monkey
     own = {"runs_folder": "runs", "seed": kept, "num_seeds": 1}
     assert RunFolder(copy).stored_args() == {**args, **own} and args["runs_folder"] != "runs"
     assert size(copy) < 0.4 * size(run)
+
+
+def test_a_copy_does_not_say_where_it_was_trained(run, tmp_path):
+    mine = tmp_path / "mine"
+    shutil.copytree(run, mine)
+    own = {"run_name": "mine", "wandb_project_name": "secret", "wandb_entity": "me", "runs_folder": str(tmp_path)}
+    versions = {**json.loads((run / "versions.json").read_text()), "git_changes": ["sac_jax.py", "/home/me/mine.py"]}
+    versions["resumed"] = [{**versions, "step": 200}]
+    (mine / "args.json").write_text(json.dumps(RunFolder(run).stored_args() | own))
+    (mine / "versions.json").write_text(json.dumps(versions))
+    copy = tmp_path / "copy"
+    keep.keep(mine, 1, copy)
+    first, later = RunFolder(copy).versions()
+    assert first["git_changes"] == later["git_changes"] == ["sac_jax.py", "mine.py"]
+    assert (first["step"], later["step"], first["git_commit"]) == (0, 200, versions["git_commit"])
+    for path in ("args.json", "versions.json", "summary.json"):
+        text = (copy / path).read_text()
+        assert not any(word in text for word in ("secret", '"me"', "/home", str(tmp_path))), path
 
 
 def test_what_cannot_be_kept_and_what_a_copy_cannot(run, tmp_path, monkeypatch):
