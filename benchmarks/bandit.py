@@ -29,8 +29,9 @@ import diffsac_jax
 import diffwpo_jax
 import sac_jax
 from benchmarks.export import write_csv
+from benchmarks.results import label
 from benchmarks.speed import facts
-from benchmarks.tables import BANDIT_ALGORITHMS, bandit_table
+from benchmarks.tables import bandit_table
 from common import replay
 from common.distributions import gaussian_log_prob
 
@@ -249,7 +250,7 @@ def picture(path: Path, samples: dict[str, dict[str, np.ndarray]]) -> None:
         else:
             row[0].imshow(p.T, origin="lower", extent=[-BOUND, BOUND] * 2, cmap="Greys")
         row[0].set_ylabel(bandit.name)
-        for axis, (label, by_bandit) in zip(row[1:], samples.items(), strict=True):
+        for axis, (words, by_bandit) in zip(row[1:], samples.items(), strict=True):
             x = by_bandit[bandit.name]
             if bandit.size == 1:
                 axis.hist(x[:, 0], bins=80, range=(-BOUND, BOUND), density=True, color="0.55")
@@ -259,7 +260,7 @@ def picture(path: Path, samples: dict[str, dict[str, np.ndarray]]) -> None:
                 axis.plot(*x[:2000].T, ",", color="black", alpha=0.7)
                 axis.set_aspect("equal")
             if bandit is BANDITS[0]:
-                axis.set_title(label, fontsize=8)
+                axis.set_title(words, fontsize=8)
         for axis in row:
             axis.set_xlim(-BOUND, BOUND)
             axis.set_xlabel("action" if bandit.size == 1 else "first action dimension", fontsize=6)
@@ -277,7 +278,7 @@ def picture(path: Path, samples: dict[str, dict[str, np.ndarray]]) -> None:
 
 def title(name: str, num_steps: int) -> str:
     """A column of the picture."""
-    words = BANDIT_ALGORITHMS[name].replace(" `", "\n").strip("`")
+    words = label(f"{name}_jax")
     return words if name == "sac" else f"{words}, K = {num_steps}"
 
 

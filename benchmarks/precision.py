@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.bandit import ALGORITHMS, learn, with_exact_critic
-from benchmarks.tables import BANDIT_ALGORITHMS, markdown
+from benchmarks.results import label
+from benchmarks.tables import markdown
 from common import replay
 
 SIZES = SimpleNamespace(observation_size=8, action_size=3)
@@ -74,7 +75,7 @@ def main() -> None:
     for name in options.algorithms:
         fixed, changing = (errors(name, changing, **settings) for changing in (False, True))
         follows = sum(changing[1:]) / (STRETCHES - 1)
-        rows.append([BANDIT_ALGORITHMS[name], *(f"{x:.3f}" for x in (fixed[0], fixed[-1], follows))])
+        rows.append([label(f"{name}_jax"), *(f"{x:.3f}" for x in (fixed[0], fixed[-1], follows))])
     print(markdown(["algorithm", f"after {STRETCH} updates", f"after {STRETCH * STRETCHES}", "changing Q"], rows))
 
 

@@ -14,6 +14,7 @@ from benchmarks.results import (
     FAMILIES,
     FAMILY_POLICIES,
     FEWEST_SEEDS,
+    NEAREST,
     POLICIES,
     Curve,
     Pair,
@@ -37,13 +38,13 @@ from harness import RunFolder
 # --------------------------------------------------------------------------------------------------------------- cells
 
 
-def markdown(header: list[str], rows: list[list[str]], above: str = "", below: str = "") -> str:
-    """A table with a line above or below it. Nothing without rows."""
+def markdown(header: list[str], rows: list[list[str]], below: str = "") -> str:
+    """A table with a line below it. Nothing without rows."""
     if not rows:
         return ""
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
     lines.insert(1, "|" + "---|" * len(header))
-    return "\n\n".join(part for part in (above, "\n".join(lines), below) if part)
+    return "\n\n".join(part for part in ("\n".join(lines), below) if part)
 
 
 def number(value: float) -> str:
@@ -98,21 +99,12 @@ def estimate(value: float, low: float, high: float) -> str:
 
 # -------------------------------------------------------------------------------------------------------------- scores
 
-# What the main table of a family shows, and which means it divides.
-MAIN_POLICIES = {
-    "off-policy": ("deterministic", "stochastic"),
-    "on-policy": ("training",),
-    "playground": ("deterministic", "stochastic"),
-}
+# What the main table of a family shows, and which means it divides: each algorithm's by its nearest one's. On-policy
+# two of them are variants, without a ratio of their own.
+MAIN_POLICIES = FAMILY_POLICIES | {"on-policy": ("training",)}
 RATIOS = {
-    "off-policy": (
-        ("diffsac_jax", "sac_jax"),
-        ("diffwpo_jax", "diffsac_jax"),
-        ("crossq_jax", "sac_jax"),
-        ("diffcrossq_jax", "crossq_jax"),
-    ),
+    **{family: tuple((name, NEAREST.get(name, base)) for name in more) for family, (base, *more) in FAMILIES.items()},
     "on-policy": (("diffppo_jax", "ppo_jax"), ("diffppo_jax", "ppo_std0.5")),
-    "playground": (("diffppo_playground", "ppo_playground"),),
 }
 ENTROPY = "of the stochastic policy in nats, an estimate where it is a diffusion policy"
 SCORE = "{policy} policy: mean of the last ten evaluations of a run (last three where it has fewer than twenty)"
@@ -356,15 +348,15 @@ def runs_table(results: Results) -> str:
 
 # ------------------------------------------------------------------------------------------------- other measurements
 
-# The few that the README shows.
+# The few that the README shows, as regular expressions. Those on a GPU are put together by hand, of single runs.
 MAIN_QUANTITIES = (
     "SAC update",
     "DiffSAC, K = 8 update / SAC update",
     "DiffWPO, K = 8 update / DiffSAC update",
     "CrossQ update / SAC update",
     "DiffCrossQ, K = 8 update / CrossQ update",
-    "sac_jax.py / SBX 0.28.0 SAC, steps/s",
-    "crossq_jax.py / SBX 0.28.0 CrossQ, steps/s",
+    "sac_jax.py / SBX .* SAC, steps/s",
+    "crossq_jax.py / SBX .* CrossQ, steps/s",
     "diffppo_jax.py / ppo_jax.py, K = 8, steps/s",
     "ppo_jax.py / CleanRL PPO, one environment, steps/s",
     "sac_jax.py on a GPU, 1 / 8 / 32 seeds side by side, all seeds together",
@@ -373,8 +365,9 @@ MAIN_QUANTITIES = (
 
 
 def speed_table(path: Path, main: bool = False) -> str:
-    """The rows that `speed.py --save` measured, or the main ones of them."""
-    rows = [row for row in read_rows(path) if not main or row["quantity"] in MAIN_QUANTITIES]
+    """The rows that `speed.py --save` and `device.py --save` measured, or the main ones of them."""
+    shown = re.compile("|".join(MAIN_QUANTITIES) if main else ".*")
+    rows = [row for row in read_rows(path) if shown.fullmatch(row["quantity"])]
     cells = [[row["quantity"], row["value"], row["how"], row["device"], row["commit"][:7]] for row in rows]
     below = (
         "Median over the rounds, in brackets the smallest and the largest. Ratios of updates are of times: above 1 is"
@@ -383,12 +376,6 @@ def speed_table(path: Path, main: bool = False) -> str:
     return markdown(["Quantity", "Value", "Measured", "device", "commit"], cells, below=below)
 
 
-BANDIT_ALGORITHMS = {
-    "sac": "SAC",
-    "diffsac": "DiffSAC",
-    "diffwpo": "DiffWPO",
-    "diffcrossq": "DiffCrossQ",
-}
 BANDIT_COLUMNS = ("elbo_gap", "log_z_error", "ess", "worst_region", "grid_kl")
 
 
@@ -411,7 +398,7 @@ def bandit_table(path: Path) -> str:
             value = f"{score[column]:.3f}"
             # A policy within one mode has a large effective sample size: no merit by itself.
             values.append(f"**{value}**" if value == f"{best:.3f}" and column != "ess" else value)
-        cells.append([bandit, BANDIT_ALGORITHMS[algorithm], k or "-", *values])
+        cells.append([bandit, label(f"{algorithm}_jax"), k or "-", *values])
     header = ["bandit", "algorithm", "K", "ELBO gap", "log Z error", "ESS", "worst region", "KL on the grid"]
     short = [{**row, "commit": row["commit"][:7] + row["commit"][40:]} for row in rows]  # [40:]: " with changes"
     columns = ("updates", "seed", "commit", "device", "versions")

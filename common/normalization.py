@@ -1,4 +1,4 @@
-"""Running mean and variance of observations and of discounted returns: a pytree and two pure functions.
+"""Running mean and variance of observations and of discounted returns: a pytree and pure functions.
 
 The statistics are part of the agent: they are saved with it, and frozen when it is evaluated.
 """

@@ -26,7 +26,7 @@ class GymnasiumEnv(Environment):
     """See `envs.interface.Environment` for attributes and methods, `envs.make_env` for the arguments."""
 
     def __init__(self, env_id: str, num_envs: int, num_seeds: int = 1, env_kwargs: str = "{}"):
-        self.env_id, self.num_envs, self.num_seeds = env_id, num_envs, num_seeds
+        self.env_id, self.num_envs = env_id, num_envs
         try_out(env_id, make_gymnasium(env_id, env_kwargs))
         self._make_one = lambda: Replayable(make_gymnasium(env_id, env_kwargs))
         self.envs = gym.vector.SyncVectorEnv(

@@ -104,7 +104,7 @@ class Environment(Protocol):
 
     Attributes:
       env_id: its name.
-      num_envs, num_seeds: N and S.
+      num_envs: N.
       observation_size, action_size: O and A.
       action_low, action_high: the environment's own bounds, `[A]`.
       max_episode_steps: the time limit, or None.
@@ -114,7 +114,6 @@ class Environment(Protocol):
 
     env_id: str
     num_envs: int
-    num_seeds: int
     observation_size: int
     action_size: int
     action_low: np.ndarray

@@ -59,7 +59,7 @@ class JaxEnv(Environment):
     on_device = True
 
     def __init__(self, env_id: str, num_envs: int, num_seeds: int = 1, env_kwargs: str = "{}"):
-        self.env_id, self.num_envs, self.num_seeds = env_id, num_envs, num_seeds
+        self.env_id, self.num_envs = env_id, num_envs
         self.task: Task = make_jax(env_id, env_kwargs)
         self.action_size = int(self.task.env.action_size)
         self.observation_size = vector_of(env_id, self.task.state.obs).shape[0]

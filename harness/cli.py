@@ -24,8 +24,8 @@ from harness.progress import say
 def run(Args: type[Experiment], train: Callable[[Any], None]) -> None:
     """Parses the command line and trains.
 
-    Exit status: 0 finished, 1 the run's folder can no longer be written, 2 bad input, 3 a seed was stopped because a
-    number was not finite, 130 and 143 interrupted by SIGINT and SIGTERM.
+    Exit status: 0 finished; 1 the run's folder can no longer be written, memory ran out, or an environment failed;
+    2 bad input; 3 a seed was stopped because a number was not finite; 130 and 143 interrupted by SIGINT and SIGTERM.
     """
     prefer_headless_rendering()
     with one_line_errors():

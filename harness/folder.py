@@ -1,4 +1,4 @@
-"""The run folder: its name, its lock, its small files. Whoever reads a run folder does it through here.
+"""The run folder: its name and its small files. Whoever reads a run folder does it through here.
 
 runs/{env_id}__{exp_name}__{seed}__{time}/, or runs/{run_name}/
   args.json       every argument; `script` names the algorithm's file, `layout` the form of this folder
@@ -106,7 +106,7 @@ class RunFolder:
             return {}
 
     def status(self) -> str:
-        """How the run stands: "finished", "stopped" (a seed was, by NaN or infinity) or "unfinished"."""
+        """How the run stands: "finished", "stopped" (a seed was, not finite) or "unfinished". Raises UserError."""
         summary = self.summary()
         # A run that was to be extended and was killed still has the summary of its first end.
         if summary.get("interrupted_by") or summary.get("total_timesteps") != self.stored_args()["total_timesteps"]:

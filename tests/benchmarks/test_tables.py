@@ -1,6 +1,7 @@
 """Every table, by hand from made-up results."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -263,7 +264,8 @@ def test_hidden_table_keeps_other_arguments_apart(tmp_path):
 
 def test_the_main_quantities_are_measured():
     rows = read_rows(ROOT / "benchmarks" / "speed.csv")
-    assert {row["quantity"] for row in rows} >= set(tables.MAIN_QUANTITIES)
+    for quantity in tables.MAIN_QUANTITIES:
+        assert any(re.fullmatch(quantity, row["quantity"]) for row in rows), quantity
 
 
 def test_agents_table(results, checkout, tmp_path):
