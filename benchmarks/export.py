@@ -316,7 +316,7 @@ def main() -> int:
             continue  # `runs/*` names more than run folders
         try:
             stored = RunFolder(folder).stored_args()
-            name = str(RESULTS / file_name(stored["exp_name"], stored["env_id"]))
+            name = "/" + file_name(stored["exp_name"], stored["env_id"])
             where = [ELSEWHERE[part] for part in ELSEWHERE if part in name]
             if options.results.resolve() == RESULTS and where:
                 print(f"{folder.name}: left out, {where[0]}")

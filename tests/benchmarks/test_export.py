@@ -317,8 +317,14 @@ def test_unknown_scripts_are_one_line():
 def test_what_is_no_part_of_the_results_is_left_out(args, where, tmp_path, monkeypatch, capsys):
     """Whatever its folder is called, and however the results' is written."""
     run = make_run(tmp_path / "mine", **args)
-    monkeypatch.setattr(export, "RESULTS", tmp_path / "benchmarks" / "results")
-    monkeypatch.chdir(tmp_path)
+    checkout = tmp_path / "quick_look"  # whose name says nothing
+    results = checkout / "benchmarks" / "results"
+    monkeypatch.setattr(export, "RESULTS", results)
+    results.mkdir(parents=True)
+    monkeypatch.chdir(checkout)
+    monkeypatch.setattr("sys.argv", ["export", str(make_run(tmp_path / "quick_mine"))])
+    assert export.main() == 0 and [path.name for path in results.iterdir()] == ["sac_jax__Hopper-v4.csv"]
+    capsys.readouterr()
     for words in ([], ["--results", "benchmarks/results"]):
         monkeypatch.setattr("sys.argv", ["export", str(run), *words])
         assert export.main() == 0
