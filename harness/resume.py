@@ -46,11 +46,13 @@ def restored(
     """
     say_changes(folder, versions)
     if not checkpoints.exist():
-        # A checkpoint that was begun is complete before the next one begins.
         last = max((row[0] for row in folder.scalars()), default=0)
-        ended = folder.summary()
-        saved = ended and len(ended.get("stopped", ())) < args.num_seeds  # once every seed was stopped nothing is saved
-        if saved or last > 2 * folder.stored_args()["checkpoint_frequency"] > 0:
+        frequency = folder.stored_args()["checkpoint_frequency"]
+        if summary := folder.summary():  # it ended: with a checkpoint, unless every seed was stopped before one was due
+            missing = len(summary.get("stopped", ())) < args.num_seeds or last >= frequency > 0
+        else:  # a checkpoint that was begun is complete before the next one begins
+            missing = last > 2 * frequency > 0
+        if missing:
             raise UserError(f"the checkpoints of {str(folder.path)!r} are missing: it cannot go on")
         say("no checkpoint yet: starts from the beginning")
         return state, {}

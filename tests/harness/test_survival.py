@@ -200,7 +200,12 @@ def assert_resuming_repeats_it(folder, step, cause):
     assert list(summary["stopped"]) == ["1"] and RunFolder(folder).status() == "stopped"
     assert (summary["stopped"]["1"]["step"], summary["stopped"]["1"]["cause"]) == (step, cause)
     assert len(rows) > 1 and all(np.isfinite(value) for *_, value in rows)
+    lost = folder.with_name("lost")
+    shutil.copytree(folder, lost)
+    shutil.rmtree(lost / "checkpoints")
     environments.NotANumber.copies = -1  # the first is only tried out
+    assert "are missing" in enter(TINY, {"resume": lost}, status=2).stderr
+    environments.NotANumber.copies = -1
     done = enter(TINY, {"resume": folder}, status=3)
     assert "resumed at step 100" in done.stdout and f"seed 1 stopped at step {step} ({cause})" in done.stdout
     assert scalars(folder) == rows and checkpoints_of(folder) == [100]
