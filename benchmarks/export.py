@@ -59,9 +59,9 @@ EVALUATED = {
     "eval/episodic_return_deterministic": "deterministic_return",
     "eval/entropy": "entropy",
 }
-# By a part of what it would be called, what is no part of RESULTS, and where it goes.
+# By a pattern of the file's name, what is no part of RESULTS, and where it goes.
 ELSEWHERE = {
-    "/quick_": "of the quick suite; --results FOLDER exports it",
+    "^quick_": "of the quick suite; --results FOLDER exports it",
     "TurningAgent": "see python -m benchmarks.turning",
     "HiddenTarget": "export it with --results benchmarks/hidden_target",
 }
@@ -316,8 +316,8 @@ def main() -> int:
             continue  # `runs/*` names more than run folders
         try:
             stored = RunFolder(folder).stored_args()
-            name = "/" + file_name(stored["exp_name"], stored["env_id"])
-            where = [ELSEWHERE[part] for part in ELSEWHERE if part in name]
+            name = file_name(stored["exp_name"], stored["env_id"])
+            where = [place for pattern, place in ELSEWHERE.items() if re.search(pattern, name)]
             if options.results.resolve() == RESULTS and where:
                 print(f"{folder.name}: left out, {where[0]}")
                 continue

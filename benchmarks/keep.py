@@ -87,10 +87,10 @@ def median(runs: list[Path]) -> tuple[Path, int]:
     return by_seed[seed][1], seed
 
 
-def names_only(versions: dict[str, Any]) -> dict[str, list[str]]:
-    """What was changed when a run began, without the folders of files that are in no commit."""
-    changed = versions.get("git_changes")
-    return {} if changed is None else {"git_changes": [Path(x).name if Path(x).is_absolute() else x for x in changed]}
+def without_folders(versions: dict[str, Any]) -> dict[str, Any]:
+    """What a run ran with; of changed files that are in no commit the names only."""
+    changed = [Path(x).name if Path(x).is_absolute() else x for x in versions.get("git_changes", ())]
+    return {**versions, **({"git_changes": changed} if changed else {})}
 
 
 def keep(run: Path, seed: int, place: Path) -> None:
@@ -123,9 +123,8 @@ def keep(run: Path, seed: int, place: Path) -> None:
         copy = Path(beside) / "copy"
         copy.mkdir()
         # Where it was trained, and whose account saw it, is nobody's business.
-        first, *later = [{**ran, **names_only(ran)} for ran in folder.versions()]
-        del first["step"]
-        RunFolder(copy).write_json("versions.json", first | ({"resumed": later} if later else {}))
+        for ran in folder.versions():
+            RunFolder(copy).add_versions(ran.pop("step"), without_folders(ran))
         names = ("runs_folder", "run_name", "wandb_project_name", "wandb_entity")
         own = {name: getattr(type(args)(), name) for name in names}
         RunFolder(copy).write_json("args.json", {**folder.stored_args(), **own, "seed": seed, "num_seeds": 1})

@@ -62,7 +62,7 @@ def test_a_copy_does_not_say_where_it_was_trained(run, tmp_path):
     shutil.copytree(run, mine)
     own = {"run_name": "mine", "wandb_project_name": "secret", "wandb_entity": "me", "runs_folder": str(tmp_path)}
     versions = {**json.loads((run / "versions.json").read_text()), "git_changes": ["sac_jax.py", "/home/me/mine.py"]}
-    versions["resumed"] = [{**versions, "step": 200}]
+    versions["resumed"] = [{**versions, "step": 200, "jax": "0.0.1"}]
     (mine / "args.json").write_text(json.dumps(RunFolder(run).stored_args() | own))
     (mine / "versions.json").write_text(json.dumps(versions))
     copy = tmp_path / "copy"
