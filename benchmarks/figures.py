@@ -13,6 +13,7 @@ from benchmarks.results import (
     Results,
     ablations,
     as_many,
+    at_both_lengths,
     at_equal_steps,
     band,
     environments,
@@ -165,8 +166,7 @@ def reference_figure(results: Results, reference: list[dict]) -> Figure | None:
     """Published returns (open) beside ours (filled) at as many steps, each with its metric."""
     panels = []
     for kind, names in FAMILIES.items():
-        for env_id in environments(results, names):
-            limit, curves = at_equal_steps(results, names, env_id)
+        for env_id, limit, curves in at_both_lengths(results, names):
             rows = [row for row in reference if row["kind"] == kind and stem(row["env_id"]) == stem(env_id)]
             rows = [row for row in rows if as_many(limit, int(row["steps"]))]
             if rows:

@@ -9,7 +9,7 @@ Nothing is extrapolated.
 
 import csv
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -148,6 +148,24 @@ def at_equal_steps(results: Results, names: tuple[str, ...], env_id: str) -> tup
     limit = min(ends, default=0)
     begun = {name: [curve for curve in curves if curve.steps[0] <= limit] for name, curves in present.items()}
     return limit, {name: [curve.until(limit) for curve in curves] for name, curves in begun.items() if curves}
+
+
+def beyond(results: Results, names: tuple[str, ...]) -> Results:
+    """Of `names` the curves that go on after their equal steps on an environment, for a table at more steps."""
+    found: Results = {}
+    for env_id in environments(results, names):
+        limit, curves = at_equal_steps(results, names, env_id)
+        for name in curves:
+            if longer := [curve for curve in results[name][env_id] if curve.steps[-1] > limit]:
+                found.setdefault(name, {})[env_id] = longer
+    return found
+
+
+def at_both_lengths(results: Results, names: tuple[str, ...]) -> Iterator[tuple[str, int, dict[str, list[Curve]]]]:
+    """By environment the curves at equal steps and the steps; then once more those that go on, at equal steps again."""
+    for of_length in (results, beyond(results, names)):
+        for env_id in environments(of_length, names):
+            yield env_id, *at_equal_steps(of_length, names, env_id)
 
 
 def as_many(limit: int, steps: int) -> bool:

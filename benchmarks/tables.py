@@ -21,7 +21,9 @@ from benchmarks.results import (
     Results,
     ablations,
     as_many,
+    at_both_lengths,
     at_equal_steps,
+    beyond,
     comparable,
     compare,
     environments,
@@ -293,12 +295,8 @@ def reference_table(results: Results, reference: list[dict]) -> str:
     """Published returns beside ours in the same metric and at as many steps."""
     rows = []
     for row in reference:
-        names = FAMILIES[row["kind"]]
-        for env_id in environments(results, names):
-            if stem(env_id) != stem(row["env_id"]):
-                continue
-            limit, curves = at_equal_steps(results, names, env_id)
-            if not as_many(limit, int(row["steps"])):
+        for env_id, limit, curves in at_both_lengths(results, FAMILIES[row["kind"]]):
+            if stem(env_id) != stem(row["env_id"]) or not as_many(limit, int(row["steps"])):
                 continue
             ours = "; ".join(f"{label(name)} {score(of_name, row['metric'])}" for name, of_name in curves.items())
             value = row["mean"] + (f" ± {row['std_over_seeds']}" if row["std_over_seeds"] else "")
@@ -467,6 +465,7 @@ def agents_table(results: Results, folder: Path) -> str:
 # By their names on the pages: functions of the results and of the benchmarks folder. Of training runs:
 TRAINING = {
     "off-policy": lambda results, folder: family_table(results, "off-policy"),
+    "off-policy-beyond": lambda results, folder: family_table(beyond(results, FAMILIES["off-policy"]), "off-policy"),
     "off-policy-main": lambda results, folder: family_table(results, "off-policy", short=True),
     "on-policy": lambda results, folder: family_table(results, "on-policy"),
     "on-policy-main": lambda results, folder: family_table(results, "on-policy", short=True),

@@ -37,6 +37,28 @@ def test_off_policy_table(results):
     assert "entropy" not in tables.family_table({"diffwpo_jax": results["diffwpo_jax"]}, "off-policy")
 
 
+def test_table_of_the_curves_that_go_on(results):
+    """DiffWPO ends at 120k on Hopper, the others at 150k; on Walker2d all end at 150k and none goes on."""
+    *rows, below = tables.TRAINING["off-policy-beyond"](results, None).splitlines()[2:-1]
+    line = "| Hopper-v4 | 150k | 1 2 3 | 284 ± 2.0 / 142 ± 1.0 (-2.0) | 564 ± 2.0 / 282 ± 1.0 (-2.0) | 1.99 / 1.99 |"
+    assert rows == [line] and below == ""
+    (longer,) = [replace(curve.until(130_000), seed=9) for curve in results["sac_jax"]["Hopper-v4"][:1]]
+    both = results | {"diffwpo_jax": {"Hopper-v4": [*results["diffwpo_jax"]["Hopper-v4"], longer]}}
+    line = tables.TRAINING["off-policy-beyond"](both, None).splitlines()[2]
+    assert line.startswith("| Hopper-v4 | 130k | DiffWPO 9; others 1 2 3 | ")
+    assert tables.TRAINING["off-policy-beyond"]({"sac_jax": results["sac_jax"]}, None) == ""
+
+
+def test_published_returns_are_beside_those_at_as_many_steps(results):
+    """Of a published number at 120k and of one at 150k; with all at 150k or one that ends at 120k."""
+    at_120k, at_150k = (reference_row(steps) | {"kind": "off-policy"} for steps in (120_000, 150_000))
+    (line,) = tables.reference_table(results, [at_120k]).splitlines()[2:]
+    assert line.endswith("SAC 61.0 ± 0.5; DiffSAC 121 ± 0.5; DiffWPO 91.0 ± 0.5 (Hopper-v4, 120k steps) |")
+    (line,) = tables.reference_table(results, [at_150k]).splitlines()[2:]
+    assert line.endswith("| SAC 76.0 ± 0.5; DiffSAC 151 ± 0.5 (Hopper-v4, 150k steps) |")
+    assert tables.reference_table(results, [reference_row(130_000) | {"kind": "off-policy"}]) == ""
+
+
 def test_on_policy_table(results):
     # Training return at 150k: (5 * 15 + seed) / 2 against (10 * 15 + seed) / 2.
     _, _, hopper, _, means, *_ = tables.family_table(results, "on-policy").splitlines()
