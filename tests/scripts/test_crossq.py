@@ -23,6 +23,12 @@ def make(name, dtype="float32", **settings):
     return module, args, *agent_and_batch(module, args, dtype)
 
 
+def largest_difference(tree, other):
+    """Over the largest entry of `other`."""
+    pairs = list(zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True))
+    return max(np.abs(x - y).max() for x, y in pairs) / max(np.abs(y).max() for _, y in pairs)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_both_halves_of_the_joint_batch_share_the_statistics(name):
     """The input's running mean and variance move towards those of (s, a) and (s', a') together."""
@@ -35,6 +41,7 @@ def test_both_halves_of_the_joint_batch_share_the_statistics(name):
     _, (stats, _) = module.critic_loss(agent.critic.params, args, agent, key, batch)
     for critic in range(2):
         got = jax.tree.map(lambda v, critic=critic: np.asarray(v[critic]), stats["BatchNorm_0"])
+        print(f"identity 13, {name}: mean of the batch {np.abs(100 * got['mean'] - x.mean(axis=0)).max():.1e} apart")
         np.testing.assert_allclose(got["mean"], 0.01 * x.mean(axis=0), rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(got["var"], 0.99 + 0.01 * x.var(axis=0), rtol=1e-5)
 
@@ -57,6 +64,7 @@ def test_no_gradient_into_the_next_value(name):
         target = batch.reward + args.gamma * (1.0 - batch.terminated) * next_value
         expected = jax.grad(lambda params: jnp.mean((both(params)[0] - target) ** 2, axis=1).sum())(agent.critic.params)
         got, _ = jax.grad(module.critic_loss, has_aux=True)(agent.critic.params, args, agent, key, batch)
+        print(f"identity 13, {name}: the critics' gradients differ by {largest_difference(got, expected):.1e}")
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), got, expected)
 
 
@@ -75,8 +83,11 @@ def test_running_statistics_converge_to_those_of_a_fixed_buffer():
 
     keys = jax.random.split(jax.random.key(0), 3000)
     stats, _ = jax.lax.scan(step, agent.critic.batch_stats, keys)
-    np.testing.assert_allclose(stats["BatchNorm_0"]["mean"][0][:3], obs.mean(axis=0), atol=0.1)
-    np.testing.assert_allclose(stats["BatchNorm_0"]["var"][0][:3], obs.var(axis=0), rtol=0.1)
+    mean, var = (stats["BatchNorm_0"][name][0][:3] for name in ("mean", "var"))
+    print(f"identity 13: running mean {np.abs(mean - obs.mean(axis=0)).max():.3f} off", end=", ")
+    print(f"variance {np.abs(var / obs.var(axis=0) - 1).max():.1%}")
+    np.testing.assert_allclose(mean, obs.mean(axis=0), atol=0.1)
+    np.testing.assert_allclose(var, obs.var(axis=0), rtol=0.1)
 
 
 def q_by_hand(agent, obs, action, running):
@@ -163,9 +174,16 @@ def test_without_normalisation_an_update_is_sacs_without_target_networks(monkeyp
         key = jax.random.key(4)
         after, metrics = module.update(args, agent, key, batch, 0)
         expected, sac_metrics = sac_jax.update(sac_args, sac, key, batch, 0)
+        critics = after.critic.params, expected.critic.params["params"]
+        # Adam's first step has the gradient's sign alone: its moments have the rest.
+        moments = after.critic.opt_state[0].mu, expected.critic.opt_state[0].mu["params"]
+        for what, both in {"critics": critics, "their gradients": moments}.items():
+            print(f"identity 13, an update as SAC's: {what} differ by {largest_difference(*both):.1e}")
         close = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
-        jax.tree.map(close, after.critic.params, expected.critic.params["params"])
+        jax.tree.map(close, *critics)
+        jax.tree.map(close, *moments)
         jax.tree.map(close, after.actor.params, expected.actor.params)
+        jax.tree.map(close, after.actor.opt_state[0].mu, expected.actor.opt_state[0].mu)
         jax.tree.map(close, after.temperature.params, expected.temperature.params)
         for tag in sac_metrics:
             close(metrics[tag], sac_metrics[tag])
