@@ -191,8 +191,9 @@ LEVEL, FEWEST_LEVEL = (0.8, 1.25), 5
 def verdict_of(pair: Pair | None, env_ids: list[str]) -> str:
     """Better or behind where the exact stratified rank-sum test has p <= 0.05 on both sides together.
 
-    No difference found is no equality shown: level only with FEWEST_LEVEL seeds of both and the whole interval of the
-    IQM within LEVEL of the base's IQM, else undecided.
+    No difference found is no equality shown: level only with FEWEST_LEVEL seeds of both, the whole interval of the IQM
+    within LEVEL of the base's IQM, and the ratio of the means on every environment within LEVEL, which the IQM may have
+    cut off; else undecided.
     """
     if pair is None:
         return f"no verdict from fewer than {FEWEST_SEEDS} seeds"
@@ -200,7 +201,8 @@ def verdict_of(pair: Pair | None, env_ids: list[str]) -> str:
     if pair.p <= 0.05:
         word = "better" if pair.higher else "behind"
     else:
-        equal = min(pair.seeds) >= FEWEST_LEVEL and LEVEL[0] <= low and high <= LEVEL[1]
+        equal = min(pair.seeds) >= FEWEST_LEVEL
+        equal &= all(LEVEL[0] <= x <= LEVEL[1] for x in (low, high, *pair.ratios.values()))
         word = "level" if equal else "undecided"
     where = "" if [*pair.steps] == env_ids else f" on {', '.join(pair.steps)}"
     return f"{word}{where} (p = {pair.p:.2g}), IQM {estimate(*pair.iqm)}, P {estimate(*pair.improvement)}"
