@@ -77,17 +77,24 @@ def thousands(steps: int) -> str:
 
 
 def seeds_of(curves: list[Curve]) -> str:
-    return " ".join(str(curve.seed) for curve in curves)
+    """'1 2 3', '1 to 10', '1 2 3, 5'."""
+    found: list[list[int]] = []
+    for curve in curves:
+        if found and curve.seed == found[-1][-1] + 1:
+            found[-1].append(curve.seed)
+        else:
+            found.append([curve.seed])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 3 else " ".join(map(str, run)) for run in found)
 
 
 def common_seeds(curves: dict[str, list[Curve]]) -> str:
-    """'1 2 3', or where they differ 'SAC 1 2 3; others 1': most algorithms' last."""
+    """'1 2 3', or where they differ 'SAC: 1 2 3; others: 1': most algorithms' last."""
     each = {label(name): seeds_of(of_name) for name, of_name in curves.items()}
     most, count = Counter(each.values()).most_common(1)[0]
     if count == len(each):
         return most
-    parts = [f"{name} {seeds}" for name, seeds in each.items() if seeds != most or count == 1]
-    return "; ".join(parts + [f"others {most}"] * (count > 1))
+    parts = [f"{name}: {seeds}" for name, seeds in each.items() if seeds != most or count == 1]
+    return "; ".join(parts + [f"others: {most}"] * (count > 1))
 
 
 def settings_text(arguments: str) -> str:

@@ -45,7 +45,7 @@ def test_table_of_the_curves_that_go_on(results):
     (longer,) = [replace(curve.until(130_000), seed=9) for curve in results["sac_jax"]["Hopper-v4"][:1]]
     both = results | {"diffwpo_jax": {"Hopper-v4": [*results["diffwpo_jax"]["Hopper-v4"], longer]}}
     line = tables.TRAINING["off-policy-beyond"](both, None).splitlines()[2]
-    assert line.startswith("| Hopper-v4 | 130k | DiffWPO 9; others 1 2 3 | ")
+    assert line.startswith("| Hopper-v4 | 130k | DiffWPO: 9; others: 1 2 3 | ")
     assert tables.TRAINING["off-policy-beyond"]({"sac_jax": results["sac_jax"]}, None) == ""
 
 
@@ -188,10 +188,21 @@ def test_entropy_that_was_not_recorded_is_a_dash(results):
 def test_seeds_are_named_where_they_differ(results):
     curves = results["sac_jax"]["Hopper-v4"]
     assert tables.common_seeds({"sac_jax": curves, "diffsac_jax": curves}) == "1 2 3"
-    assert tables.common_seeds({"sac_jax": curves, "diffsac_jax": curves[:1]}) == "SAC 1 2 3; DiffSAC 1"
+    assert tables.common_seeds({"sac_jax": curves, "diffsac_jax": curves[:1]}) == "SAC: 1 2 3; DiffSAC: 1"
     three = {"sac_jax": curves, "diffsac_jax": curves[:1], "diffwpo_jax": curves[:1]}
-    assert tables.common_seeds(three) == "SAC 1 2 3; others 1"
-    assert tables.common_seeds(three | {"diffwpo_jax": curves[:2]}) == "SAC 1 2 3; DiffSAC 1; DiffWPO 1 2"
+    assert tables.common_seeds(three) == "SAC: 1 2 3; others: 1"
+    assert tables.common_seeds(three | {"diffwpo_jax": curves[:2]}) == "SAC: 1 2 3; DiffSAC: 1; DiffWPO: 1 2"
+
+
+def test_seeds_in_a_row_are_a_range(results):
+    (curve,) = results["sac_jax"]["Hopper-v4"][:1]
+    for seeds, said in (
+        ([7], "7"),
+        ([1, 2, 3], "1 2 3"),
+        (range(1, 11), "1 to 10"),
+        ([1, 2, *range(7, 11), 12], "1 2, 7 to 10, 12"),
+    ):
+        assert tables.seeds_of([replace(curve, seed=seed) for seed in seeds]) == said
 
 
 def test_aggregate_table(results):
