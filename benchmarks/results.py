@@ -295,7 +295,6 @@ class Pair:
     improvement: Estimate
     p: float
     higher: bool  # by the test that p is of
-    ratios: dict[str, float]  # of the mean scores, by environment
 
 
 def pairs(results: Results) -> list[Pair]:
@@ -334,6 +333,4 @@ def compare(results: Results, name: str, base: str, policy: str) -> Pair | None:
     )
     seeds = sorted({len(values) for values in ours + theirs})
     base_iqm = float(normalised_iqm(theirs, theirs))
-    p, higher = rank_sum_test(ours, theirs)
-    ratios = {env_id: x.mean() / y.mean() for env_id, x, y in zip(steps, ours, theirs, strict=True)}
-    return Pair(name, base, policy, steps, seeds, iqm_of, base_iqm, improvement_of, p, higher, ratios)
+    return Pair(name, base, policy, steps, seeds, iqm_of, base_iqm, improvement_of, *rank_sum_test(ours, theirs))

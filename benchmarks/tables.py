@@ -180,27 +180,28 @@ def verdicts(results: Results) -> str:
                 _, curves = at_equal_steps(results, (base, name), env_id)
                 own, of_base = (scores(curves.get(one, []), policy) for one in (name, base))
                 if comparable(own, of_base):
-                    ratios[env_id] = f"{own.mean() / of_base.mean():.2f} on {env_id}"
+                    ratios[env_id] = own.mean() / of_base.mean()
                     counts |= {len(own), len(of_base)}
             if ratios:
-                verdict = verdict_of(compare(results, name, base, policy), list(ratios))
+                verdict = verdict_of(compare(results, name, base, policy), ratios)
+                each = ", ".join(f"{ratio:.2f} on {env_id}" for env_id, ratio in ratios.items())
                 few, most = min(counts), max(counts)
                 seeds = f"{most} seed{'s' * (most > 1)}" if few == most else f"{few} to {most} seeds"
                 where = " (Playground)" if family == "playground" else ""
                 title = f"**{label(name)} over {label(base)}{where}**, {MEASURES[policy]}, {seeds}"
-                lines.append(f"- {title}: {verdict}. {', '.join(ratios.values())}.")
+                lines.append(f"- {title}: {verdict}. {each}.")
     return "\n".join(lines)
 
 
 LEVEL, FEWEST_LEVEL = (0.8, 1.25), 5
 
 
-def verdict_of(pair: Pair | None, env_ids: list[str]) -> str:
+def verdict_of(pair: Pair | None, ratios: dict[str, float]) -> str:
     """Better or behind where the exact stratified rank-sum test has p <= 0.05 on both sides together.
 
     No difference found is no equality shown: level only with FEWEST_LEVEL seeds of both, the whole interval of the IQM
     within LEVEL of the base's IQM, and the ratio of the means on every environment within LEVEL, which the IQM may have
-    cut off; else undecided.
+    cut off; else undecided. `ratios`: of the means, by environment, also where there are too few seeds for a verdict.
     """
     if pair is None:
         return f"no verdict from fewer than {FEWEST_SEEDS} seeds"
@@ -209,9 +210,9 @@ def verdict_of(pair: Pair | None, env_ids: list[str]) -> str:
         word = "better" if pair.higher else "behind"
     else:
         equal = min(pair.seeds) >= FEWEST_LEVEL
-        equal &= all(LEVEL[0] <= x <= LEVEL[1] for x in (low, high, *pair.ratios.values()))
+        equal &= all(LEVEL[0] <= x <= LEVEL[1] for x in (low, high, *(ratios[env_id] for env_id in pair.steps)))
         word = "level" if equal else "undecided"
-    where = "" if [*pair.steps] == env_ids else f" on {', '.join(pair.steps)}"
+    where = "" if [*pair.steps] == [*ratios] else f" on {', '.join(pair.steps)}"
     return f"{word}{where} (p = {pair.p:.2g}), IQM {estimate(*pair.iqm)}, P {estimate(*pair.improvement)}"
 
 

@@ -1,4 +1,4 @@
-"""Agents for tests of single functions."""
+"""Agents for tests of single functions, and how far two are apart."""
 
 from functools import cache, partial
 from types import SimpleNamespace
@@ -35,3 +35,9 @@ def shapes(module, args, observation_size, action_size):
     """Cached, because agents that were made apart have optimisers that are not equal to JAX."""
     sizes = SimpleNamespace(observation_size=observation_size, action_size=action_size)
     return jax.eval_shape(partial(module.init_agent, args, sizes), jax.random.key(0))
+
+
+def largest_difference(tree, other):
+    """Of two trees, over the largest entry of `other`."""
+    pairs = list(zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True))
+    return max(np.abs(x - y).max() for x, y in pairs) / max(np.abs(y).max() for _, y in pairs)

@@ -114,9 +114,11 @@ def test_verdicts(results):
     assert ", 2 to 3 seeds: undecided on Hopper-v4 (p = 0.1), IQM" in tables.verdicts(two)
     below_zero = {**two, "sac_jax": {e: [*results["sac_jax"][e][1:], losing(results, e)] for e in ("Hopper-v4",)}}
     assert tables.verdicts(below_zero) == ""  # no ratio, and no verdict from several seeds either
-    improvement, ratios = (0.3, 0.1, 0.45), {"X": 0.97}
-    pair = Pair("a", "b", "training", {"X": 1}, [3], (0.97, 0.9, 1.1), 1.0, improvement, 0.04, False, ratios)
-    assert tables.verdict_of(pair, ["X"]) == "behind (p = 0.04), IQM 0.97 (0.90 to 1.10), P 0.30 (0.10 to 0.45)"
+    pair = Pair(
+        "a", "b", "training", {"X": 1}, [3], (0.97, 0.9, 1.1), 1.0, improvement=(0.3, 0.1, 0.45), p=0.04, higher=False
+    )
+    ratios = {"X": 0.97}
+    assert tables.verdict_of(pair, ratios) == "behind (p = 0.04), IQM 0.97 (0.90 to 1.10), P 0.30 (0.10 to 0.45)"
     for word, seeds, iqm in (
         ("level", [5], (1.0, 0.8, 1.25)),
         ("level", [5, 9], (1.0, 0.9, 1.1)),
@@ -125,17 +127,18 @@ def test_verdicts(results):
         ("undecided", [9], (1.1, 0.9, 1.26)),
         ("undecided", [9], (2.0, 1.5, 2.5)),
     ):
-        verdict = tables.verdict_of(replace(pair, p=0.051, seeds=seeds, iqm=iqm), ["X"])
+        verdict = tables.verdict_of(replace(pair, p=0.051, seeds=seeds, iqm=iqm), ratios)
         assert verdict.startswith(f"{word} (p = 0.051)"), (seeds, iqm)
     # Against the base's IQM, not its mean: two alike whose returns are skewed, and one that is twice as good.
     skewed = replace(pair, p=0.051, seeds=[5], base_iqm=0.5)
-    assert tables.verdict_of(replace(skewed, iqm=(0.5, 0.41, 0.6)), ["X"]).startswith("level")
-    assert tables.verdict_of(replace(skewed, iqm=(1.0, 0.9, 1.1)), ["X"]).startswith("undecided")
+    assert tables.verdict_of(replace(skewed, iqm=(0.5, 0.41, 0.6)), ratios).startswith("level")
+    assert tables.verdict_of(replace(skewed, iqm=(1.0, 0.9, 1.1)), ratios).startswith("undecided")
     # Half of the base's score on one environment and twice on another is not level, whatever the IQM.
-    apart = replace(pair, p=0.051, seeds=[5], ratios={"X": 0.97, "Y": 1.26})
-    assert tables.verdict_of(apart, ["X"]).startswith("undecided")
-    assert tables.verdict_of(replace(apart, ratios={"X": 0.97, "Y": 1.25}), ["X"]).startswith("level")
-    assert tables.verdict_of(replace(pair, higher=True), ["X", "Y"]).startswith("better on X (p = 0.04)")
+    apart = replace(pair, p=0.051, seeds=[5], steps={"X": 1, "Y": 1})
+    assert tables.verdict_of(apart, {"X": 0.97, "Y": 1.26}).startswith("undecided")
+    assert tables.verdict_of(apart, {"X": 0.97, "Y": 1.25}).startswith("level")
+    assert tables.verdict_of(replace(apart, steps={"X": 1}), {"X": 0.97, "Y": 1.26}).startswith("level on X")
+    assert tables.verdict_of(replace(pair, higher=True), {"X": 0.97, "Y": 1.0}).startswith("better on X (p = 0.04)")
 
 
 def losing(results, env_id):

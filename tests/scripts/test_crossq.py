@@ -11,6 +11,7 @@ import pytest
 
 import crossq_jax
 import sac_jax
+from tests.agents import largest_difference
 from tests.scripts.test_diffsac import SIZES, SMALL, agent_and_batch
 
 MODULES = ["crossq_jax", "diffcrossq_jax"]
@@ -21,12 +22,6 @@ def make(name, dtype="float32", **settings):
     fields = module.Args.__dataclass_fields__
     args = module.Args(**{k: v for k, v in {**SMALL, "alpha": 0.3, **settings}.items() if k in fields})
     return module, args, *agent_and_batch(module, args, dtype)
-
-
-def largest_difference(tree, other):
-    """Over the largest entry of `other`."""
-    pairs = list(zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True))
-    return max(np.abs(x - y).max() for x, y in pairs) / max(np.abs(y).max() for _, y in pairs)
 
 
 @pytest.mark.parametrize("name", MODULES)
