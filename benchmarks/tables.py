@@ -1,5 +1,7 @@
 """The Markdown tables of the pages."""
 
+import dataclasses
+import importlib
 import itertools
 import re
 from collections import Counter
@@ -115,7 +117,15 @@ RATIOS = {
     **{family: tuple((name, NEAREST.get(name, base)) for name in more) for family, (base, *more) in FAMILIES.items()},
     "on-policy": (("diffppo_jax", "ppo_jax"), ("diffppo_jax", "ppo_std0.5")),
 }
+# The pairs of which a sentence is said: also each diffusion policy against the plainest Gaussian.
+VERDICTS = RATIOS | {
+    "off-policy": (
+        *(("diffsac_jax", "sac_jax"), ("diffwpo_jax", "sac_jax"), ("diffwpo_jax", "diffsac_jax")),
+        *(("crossq_jax", "sac_jax"), ("diffcrossq_jax", "sac_jax"), ("diffcrossq_jax", "crossq_jax")),
+    ),
+}
 ENTROPY = "of the stochastic policy in nats, an estimate where it is a diffusion policy"
+PPO_ENTROPY = "; of PPO that of its Gaussian before actions are clipped, of DiffPPO that of the executed action"
 SCORE = "{policy} policy: mean of the last ten evaluations of a run (last three where it has fewer than twenty)"
 EVALUATIONS = SCORE + ", mean ± standard deviation over seeds"
 MEANING = {
@@ -158,7 +168,8 @@ def family_table(results: Results, family: str, short: bool = False) -> str:
     below = MEANING[family].format(policy=" / ".join(policies).capitalize())
     below += "; ratios of these means." if ratios else "."
     if any("(" in cell for row in rows for cell in row[3 : 3 + len(names)]):
-        below += f" In brackets the entropy {ENTROPY}; without: not recorded."
+        whose = ENTROPY if family == "off-policy" else ENTROPY + PPO_ENTROPY
+        below += f" In brackets the entropy {whose}; without: not recorded."
     return markdown(header, rows, below=below)
 
 
@@ -169,19 +180,16 @@ def ratio_text(ratios: np.ndarray) -> str:
 MEASURES = {"deterministic": "deterministic policy", "training": "training return"}
 
 
-def verdicts(results: Results) -> str:
-    """A sentence for each of RATIOS and MEASURES: ratios of the mean scores, and what the test over all says."""
+def verdicts(results: Results, short: bool = False) -> str:
+    """A sentence for each of VERDICTS and MEASURES: what the test over all says, and ratios of the mean scores.
+
+    Where a family is shown by the stochastic policy, too, what the test says of that follows, unless `short`.
+    """
     lines = []
-    for family, compared in RATIOS.items():
+    for family, compared in VERDICTS.items():
         policies = [policy for policy in FAMILY_POLICIES[family] if policy in MEASURES]
         for (name, base), policy in itertools.product(compared, policies):
-            ratios, counts = {}, set()
-            for env_id in environments(results, (name,)):
-                _, curves = at_equal_steps(results, (base, name), env_id)
-                own, of_base = (scores(curves.get(one, []), policy) for one in (name, base))
-                if comparable(own, of_base):
-                    ratios[env_id] = own.mean() / of_base.mean()
-                    counts |= {len(own), len(of_base)}
+            ratios, counts = ratios_of_means(results, name, base, policy)
             if ratios:
                 verdict = verdict_of(compare(results, name, base, policy), ratios)
                 each = ", ".join(f"{ratio:.2f} on {env_id}" for env_id, ratio in ratios.items())
@@ -190,7 +198,23 @@ def verdicts(results: Results) -> str:
                 where = " (Playground)" if family == "playground" else ""
                 title = f"**{label(name)} over {label(base)}{where}**, {MEASURES[policy]}, {seeds}"
                 lines.append(f"- {title}: {verdict}. {each}.")
+                if "stochastic" in FAMILY_POLICIES[family] and not short:
+                    acting = compare(results, name, base, "stochastic")
+                    verdict = verdict_of(acting, ratios_of_means(results, name, base, "stochastic")[0])
+                    lines[-1] += f" Stochastic policy: {verdict}."
     return "\n".join(lines)
+
+
+def ratios_of_means(results: Results, name: str, base: str, policy: str) -> tuple[dict[str, float], set[int]]:
+    """By environment the mean score over the base's, where they have a ratio, and the numbers of seeds behind them."""
+    ratios, counts = {}, set()
+    for env_id in environments(results, (name,)):
+        _, curves = at_equal_steps(results, (base, name), env_id)
+        own, of_base = (scores(curves.get(one, []), policy) for one in (name, base))
+        if comparable(own, of_base):
+            ratios[env_id] = own.mean() / of_base.mean()
+            counts |= {len(own), len(of_base)}
+    return ratios, counts
 
 
 LEVEL, FEWEST_LEVEL = (0.8, 1.25), 5
@@ -320,6 +344,19 @@ def reference_table(results: Results, reference: list[dict]) -> str:
 # ---------------------------------------------------------------------------------------------------------------- runs
 
 
+def settings_table(*names: str) -> str:
+    """The defaults of scripts side by side: the arguments that each defines itself."""
+    args = [importlib.import_module(name).Args for name in names]
+    defaults = [{field.name: field.default for field in dataclasses.fields(of_script)} for of_script in args]
+    own = dict.fromkeys(name for of_script in args for name in of_script.__annotations__ if name != "exp_name")
+    rows = []
+    for name in own:
+        # what a script does not define may be one of the arguments that all have, with a default all the same
+        values = [str(of_script[name]) if name in of_script else "-" for of_script in defaults]
+        rows.append([f"`--{name.replace('_', '-')}`", *values])
+    return markdown(["argument", *map(label, names)], rows)
+
+
 def cost_table(results: Results) -> str:
     """What the committed runs took as they ran, medians over seeds."""
     rows = []
@@ -361,10 +398,8 @@ MAIN_QUANTITIES = (
     "SAC update",
     "DiffSAC, K = 8 update / SAC update",
     "DiffWPO, K = 8 update / DiffSAC update",
-    "CrossQ update / SAC update",
     "DiffCrossQ, K = 8 update / CrossQ update",
     "sac_jax.py / SBX .* SAC, steps/s",
-    "crossq_jax.py / SBX .* CrossQ, steps/s",
     "diffppo_jax.py / ppo_jax.py, K = 8, steps/s",
     "ppo_jax.py / CleanRL PPO, one environment, steps/s",
     "sac_jax.py on a GPU, 1 / 8 / 32 seeds side by side, all seeds together",
@@ -481,6 +516,7 @@ TRAINING = {
     "on-policy-main": lambda results, folder: family_table(results, "on-policy", short=True),
     "playground": lambda results, folder: family_table(results, "playground"),
     "verdicts": lambda results, folder: verdicts(results),
+    "verdicts-main": lambda results, folder: verdicts(results, short=True),
     "off-policy-seeds": lambda results, folder: seeds_table(results, "off-policy"),
     "on-policy-seeds": lambda results, folder: seeds_table(results, "on-policy"),
     "playground-seeds": lambda results, folder: seeds_table(results, "playground"),
@@ -493,8 +529,13 @@ TRAINING = {
     "cost": lambda results, folder: cost_table(results),
     "runs": lambda results, folder: runs_table(results),
 }
+# Of the scripts:
+SETTINGS = {
+    "settings-off-policy": lambda results, folder: settings_table(*FAMILIES["off-policy"]),
+    "settings-on-policy": lambda results, folder: settings_table("ppo_jax", "diffppo_jax"),
+}
 # And of other measurements:
-TABLES = TRAINING | {
+MEASURED = {
     "speed": lambda results, folder: speed_table(folder / "speed.csv"),
     "speed-main": lambda results, folder: speed_table(folder / "speed.csv", main=True),
     "bandit": lambda results, folder: bandit_table(folder / "bandit.csv"),
@@ -503,3 +544,4 @@ TABLES = TRAINING | {
     "hidden": lambda results, folder: hidden_table(load(folder / "hidden_target")),
     "agents": lambda results, folder: agents_table(results, folder / "agents"),
 }
+TABLES = TRAINING | SETTINGS | MEASURED

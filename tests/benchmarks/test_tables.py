@@ -88,18 +88,25 @@ def test_the_mean_of_ratios_is_geometric(results):
 
 
 def test_verdicts(results):
-    first, second, ppo, ppo_deterministic, playground = tables.verdicts(results).splitlines()
+    first, over_sac, second, ppo, ppo_deterministic, playground = tables.verdicts(results).splitlines()
     # At the steps of the two alone: 15 evaluations on Hopper, too. All of DiffSAC's are twice SAC's: a narrow interval,
     # and of the 20 orders of three and three seeds on either environment the first and the last: p = 2 / 400.
     assert first == (
         "- **DiffSAC over SAC**, deterministic policy, 3 seeds: better (p = 0.005), IQM 1.99 (1.98 to 2.00), P 1.00"
-        " (1.00 to 1.00). 1.99 on Hopper-v4, 1.99 on Walker2d-v4."
+        " (1.00 to 1.00). 1.99 on Hopper-v4, 1.99 on Walker2d-v4. Stochastic policy: better (p = 0.005), IQM 1.99 (1.98"
+        " to 2.00), P 1.00 (1.00 to 1.00)."  # its returns are half of the deterministic policy's
+    )
+    short = tables.verdicts(results, short=True).splitlines()
+    assert short[0] == first.partition(" Stochastic")[0] and len(short) == 6
+    assert over_sac.startswith(
+        "- **DiffWPO over SAC**, deterministic policy, 3 seeds: undecided (p = 0.1), IQM 1.49 (1.4"
     )
     # On one environment three seeds have p = 2 / 20 at the least.
     assert second.startswith(
         "- **DiffWPO over DiffSAC**, deterministic policy, 3 seeds: undecided (p = 0.1), IQM 0.75 (0.7"
     )
     assert ppo.startswith("- **DiffPPO over PPO**, training return, 3 seeds: better (p = 0.005), IQM 1.97")
+    assert "Stochastic" not in ppo + ppo_deterministic and "Stochastic policy: undecided (p = 0.1)" in playground
     assert ppo_deterministic.startswith(
         "- **DiffPPO over PPO**, deterministic policy, 3 seeds: better (p = 0.005), IQM"
     )
@@ -319,3 +326,14 @@ def test_agents_table(results, checkout, tmp_path):
     ran = {"git_commit": None, "git_dirty": None, "resumed": [{"git_commit": "f" * 40, "git_dirty": True}]}
     (tmp_path / "own" / "versions.json").write_text(json.dumps(ran))
     assert "| 1.0 | fffffff* unknown | - |" in tables.agents_table(results, tmp_path)
+
+
+def test_settings_are_the_defaults_of_the_scripts():
+    off, on = (tables.TABLES[name]({}, None).splitlines() for name in ("settings-off-policy", "settings-on-policy"))
+    assert off[0] == "| argument | SAC | DiffSAC | DiffWPO | CrossQ | DiffCrossQ |"
+    assert "| `--policy-lr` | 0.0003 | 0.0003 | 0.0003 | 0.001 | 0.0003 |" in off
+    assert "| `--tau` | 0.005 | 0.005 | 0.005 | - | - |" in off
+    assert "| `--kl-bound` | - | - | 0.2 | - | - |" in off
+    assert on[0] == "| argument | PPO | DiffPPO |" and "| `--ent-coef` | 0.0 | - |" in on
+    assert {"| `--num-envs` | 8 | 8 |", "| `--alpha` | - | 0.001 |"} <= {*on}
+    assert not any("exp-name" in line for line in off + on)  # its default is the script's name
