@@ -6,6 +6,7 @@
 
 Rows:
     updates   one update of each off-policy script, as a multiple of SAC's or of its nearest kin's
+    actions   one action of a trained agent's kind, from an observation in NumPy to an action in NumPy
     startup   seconds from the command to the first environment step
     seeds     --num-seeds 4 against four runs one after another
     sbx       SAC's and CrossQ's steps/s against SBX's; needs --peers-python
@@ -35,6 +36,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import crossq_jax
 import diffcrossq_jax
@@ -133,6 +135,44 @@ def updates_of(script: Any, args: Any, env: Any, count: int) -> tuple[Callable, 
     return init, many
 
 
+# ------------------------------------------------------------------------------------------------------------ actions
+
+
+def actions(options: argparse.Namespace) -> list[Row]:
+    """Milliseconds per action of the stochastic policy for a single observation, as a loop of one's own asks for it."""
+    env = make_env(options.env_id, 1)
+    measures = {"SAC": one_action(sac_jax, sac_jax.Args(), env, options.actions)}
+    for k in (2, 8, 16):
+        args = diffsac_jax.Args(num_denoising_steps=k)
+        measures[f"DiffSAC, K = {k}"] = one_action(diffsac_jax, args, env, options.actions)
+    env.close()
+    seconds = in_turns(options.rounds, measures)
+    how = f"{options.env_id}, 2 x 256 units, one observation; {options.rounds} rounds of {options.actions} in turns"
+    rows = [("SAC, one action", median([1000 * s for s in seconds["SAC"]], 3, " ms"), how)]
+    for name in [name for name in seconds if name != "SAC"]:
+        rows.append((f"{name}, one action / SAC's", median(ratios(seconds[name], seconds["SAC"])), how))
+    return rows
+
+
+def one_action(script: Any, args: Any, env: Any, count: int) -> Callable[[int], float]:
+    """A measure: seconds per action of a script's new agent, over `count` of them."""
+    agent = jax.jit(lambda key: script.init_agent(args, env, key))(jax.random.key(0))
+    act = jax.jit(lambda obs, key: script.sample_action(args, agent, key, obs)[0])
+    observations = np.random.default_rng(0).normal(size=(count, 1, env.observation_size)).astype(np.float32)
+    keys = list(jax.random.split(jax.random.key(1), count))
+
+    def measure(number: int) -> float:
+        begin = time.perf_counter()
+        for obs, key in zip(observations, keys, strict=True):
+            action = np.asarray(act(obs, key))
+        seconds = time.perf_counter() - begin
+        assert np.isfinite(action).all() and action.shape == (1, env.action_size)
+        return seconds / count
+
+    measure(0)  # compiles
+    return measure
+
+
 # --------------------------------------------------------------------------------------------------------------- runs
 
 
@@ -215,6 +255,7 @@ def diffppo(options: argparse.Namespace) -> list[Row]:
 
 ROWS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "updates": updates,
+    "actions": actions,
     "startup": startup,
     "seeds": seeds,
     "sbx": peers.sbx,
@@ -252,6 +293,7 @@ def main() -> int:
     parser.add_argument("--env-id", default="Hopper-v4")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=200, help="updates per round and algorithm")
+    parser.add_argument("--actions", type=int, default=2000, help="actions per round and algorithm")
     parser.add_argument("--steps", type=int, default=5000, help="learning steps of an off-policy run")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peers-python", help="interpreter of the environment that holds SBX and CleanRL's packages")

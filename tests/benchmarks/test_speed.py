@@ -111,3 +111,20 @@ def test_updates_that_are_measured(script):
     agent = jax.eval_shape(init, jax.random.key(0))
     after, losses = jax.eval_shape(many, agent, jax.random.key(0))
     assert losses.shape == (7,) and jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, agent)
+
+
+def test_actions_that_are_measured():
+    """Every call is a whole action of its own observation: as many as are asked for, after one round that compiles."""
+    env, asked = SimpleNamespace(observation_size=3, action_size=2), []
+
+    def sample_action(args, agent, key, obs):
+        jax.debug.callback(lambda obs: asked.append(obs.shape), obs)
+        return jnp.tanh(obs[:, :2]) + agent, None
+
+    script = SimpleNamespace(init_agent=lambda args, env, key: jnp.zeros(()), sample_action=sample_action)
+    measure = speed.one_action(script, None, env, 7)
+    jax.effects_barrier()
+    assert asked == 7 * [(1, 3)]
+    assert measure(1) > 0
+    jax.effects_barrier()
+    assert len(asked) == 14
