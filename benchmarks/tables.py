@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import itertools
 import re
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -90,12 +89,15 @@ def seeds_of(curves: list[Curve]) -> str:
 
 
 def common_seeds(curves: dict[str, list[Curve]]) -> str:
-    """'1 2 3', or where they differ 'SAC: 1 2 3; others: 1': most algorithms' last."""
-    each = {label(name): seeds_of(of_name) for name, of_name in curves.items()}
-    most, count = Counter(each.values()).most_common(1)[0]
-    if count == len(each):
+    """'1 2 3', or where they differ 'SAC and DiffSAC: 1 to 4; others: 1 2 3': most algorithms' last."""
+    by_seeds: dict[str, list[str]] = {}
+    for name, of_name in curves.items():
+        by_seeds.setdefault(seeds_of(of_name), []).append(label(name))
+    most = max(by_seeds, key=lambda seeds: len(by_seeds[seeds]))
+    if len(by_seeds) == 1:
         return most
-    parts = [f"{name}: {seeds}" for name, seeds in each.items() if seeds != most or count == 1]
+    count = len(by_seeds[most])
+    parts = [f"{' and '.join(names)}: {seeds}" for seeds, names in by_seeds.items() if seeds != most or count == 1]
     return "; ".join(parts + [f"others: {most}"] * (count > 1))
 
 

@@ -202,6 +202,8 @@ def test_seeds_are_named_where_they_differ(results):
     three = {"sac_jax": curves, "diffsac_jax": curves[:1], "diffwpo_jax": curves[:1]}
     assert tables.common_seeds(three) == "SAC: 1 2 3; others: 1"
     assert tables.common_seeds(three | {"diffwpo_jax": curves[:2]}) == "SAC: 1 2 3; DiffSAC: 1; DiffWPO: 1 2"
+    five = {"sac_jax": curves, "diffsac_jax": curves} | {name: curves[:1] for name in ("diffwpo_jax", "a", "b")}
+    assert tables.common_seeds(five) == "SAC and DiffSAC: 1 2 3; others: 1"
 
 
 def test_seeds_in_a_row_are_a_range(results):
