@@ -28,8 +28,6 @@ from harness import Evaluator, Experiment, Run, cli
 
 @dataclass(frozen=True)
 class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, eval_frequency, ..
-    exp_name: str = "diffppo_jax"
-    """name of this experiment, part of the folder's name"""
     num_envs: int = 8
     """environments per agent"""
     eval_frequency: int = 40_000

@@ -28,8 +28,6 @@ from harness import Evaluator, Experiment, Run, cli
 
 @dataclass(frozen=True)
 class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, eval_frequency, ..
-    exp_name: str = "diffsac_jax"
-    """name of this experiment, part of the folder's name"""
     log_frequency: int = Experiment.changeable(1000)
     """environment steps per compiled chunk: logs, evaluations and signals wait for its end"""
     buffer_size: int = 1_000_000

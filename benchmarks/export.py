@@ -219,13 +219,20 @@ def merge(rows: list[dict[str, str]], results: Path) -> Path:
 def others(old: list[dict], new: list[dict], path: Path) -> list[dict]:
     """The rows of `old` that are of other runs (exp_name and seed) than those of `new`, whose last rows are their ends.
 
-    Raises UserError where `old`, read from `path`, has more steps of a run, or that exp_name with other settings.
+    Raises UserError where `old`, read from `path`, has more steps of a run, or that exp_name of another script or with
+    other settings.
     """
+    scripts = {row["exp_name"]: row["script"] for row in new}
     settings = {row["exp_name"]: settings_of(row["arguments"]) for row in new}
     steps = {(row["exp_name"], row["seed"]): int(row["global_step"]) for row in new}
     kept = []
     for row in old:
         run = row["exp_name"], row["seed"]
+        if row["script"] != scripts.get(row["exp_name"], row["script"]):
+            raise UserError(
+                f"{path} has runs of {row['script']}.py, this is one of {scripts[row['exp_name']]}.py: give it another"
+                " --exp-name, or --results FOLDER"
+            )
         if row["exp_name"] in settings and (its := settings_of(row["arguments"])) != settings[row["exp_name"]]:
             raise UserError(
                 f"{path} has runs of {row['exp_name']} with {its or 'the defaults'}, these have"

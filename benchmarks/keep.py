@@ -88,8 +88,10 @@ def median(runs: list[Path]) -> tuple[Path, int]:
 
 
 def without_folders(versions: dict[str, Any]) -> dict[str, Any]:
-    """What a run ran with; of changed files that are in no commit the names only."""
-    changed = [Path(x).name if Path(x).is_absolute() else x for x in versions.get("git_changes", ())]
+    """What a run ran with; changed files that are in no commit without their folders."""
+    changed = versions.get("git_changes", {})
+    digests = changed if isinstance(changed, dict) else dict.fromkeys(changed)  # of older runs: names alone
+    changed = {Path(x).name if Path(x).is_absolute() else x: digest for x, digest in digests.items()}
     return {**versions, **({"git_changes": changed} if changed else {})}
 
 

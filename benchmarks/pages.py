@@ -14,8 +14,10 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks.results import Results, load, read_rows
+from benchmarks.results import Results, load, read_rows, with_own_algorithms
 from benchmarks.tables import TABLES, TRAINING
+from envs import UserError
+from harness.cli import one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKERS = re.compile(
@@ -59,6 +61,14 @@ def own_page(results: Results, folder: Path, figures: Path) -> str:
 
 
 def main() -> int:
+    with one_line_errors():
+        try:
+            return make_pages()
+        except OSError as error:
+            raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
+
+
+def make_pages() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=ROOT, help="checkout that holds the results and the pages")
     parser.add_argument("--results", type=Path, help="a folder of your own results, as export.py --results wrote it")
@@ -70,27 +80,28 @@ def main() -> int:
     if options.results and not results:
         print(f"error: no CSV files of export.py in {options.results}", file=sys.stderr)
         return 2
-    if not options.tables:
-        try:
-            from benchmarks.figures import draw_figures
-        except ImportError:
-            print("error: figures need matplotlib: pip install '.[plot]'", file=sys.stderr)
-            return 2
-        written = draw_figures(results, read_rows(folder / "reference.csv"), figures)
-        print("\n".join(f"figure: {path}" for path in written) or "no results to draw")
-    if options.results:
-        texts = {options.results / "results.md": own_page(results, folder, figures)}
-    else:
-        texts = {page: page.read_text() for page in pages(options.root)}
-    for page, text in texts.items():
-        try:
-            new = filled(text, page.parent, results, folder, figures)
-        except KeyError as error:
-            print(f"error: {page} asks for the table {error}; there are {', '.join(TABLES)}", file=sys.stderr)
-            return 2
-        if new != text:
-            page.write_text(new)
-            print(f"tables: {page}")
+    with with_own_algorithms(results if options.results else {}):
+        if not options.tables:
+            try:
+                from benchmarks.figures import draw_figures
+            except ImportError:
+                print("error: figures need matplotlib: pip install '.[plot]'", file=sys.stderr)
+                return 2
+            written = draw_figures(results, read_rows(folder / "reference.csv"), figures)
+            print("\n".join(f"figure: {path}" for path in written) or "no results to draw")
+        if options.results:
+            texts = {options.results / "results.md": own_page(results, folder, figures)}
+        else:
+            texts = {page: page.read_text() for page in pages(options.root)}
+        for page, text in texts.items():
+            try:
+                new = filled(text, page.parent, results, folder, figures)
+            except KeyError as error:
+                print(f"error: {page} asks for the table {error}; there are {', '.join(TABLES)}", file=sys.stderr)
+                return 2
+            if new != text:
+                page.write_text(new)
+                print(f"tables: {page}")
     return 0
 
 

@@ -7,17 +7,19 @@ equal steps: the largest step that all of the runs that are compared have reache
 Nothing is extrapolated.
 """
 
+import contextlib
 import csv
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
+from envs import UserError, one_line
 from harness.record import run_score
 
 POLICIES = ("deterministic", "stochastic", "training")
@@ -116,17 +118,49 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def load(folder: Path) -> Results:
-    """All results of a folder: its files that export.py wrote."""
+    """All results of a folder: its files that export.py wrote. Raises UserError: one of them is damaged."""
     results: Results = {}
     for path in sorted(folder.glob("*.csv")):
         rows = read_rows(path)
         if not rows or not {"seed", "global_step", *CONSTANTS} <= rows[0].keys():
             continue
-        rows.sort(key=lambda row: (int(row["seed"]), int(row["global_step"])))
-        for seed, of_seed in groupby(rows, key=lambda row: int(row["seed"])):
-            curve = curve_of(seed, list(of_seed))
+        try:
+            rows.sort(key=lambda row: (int(row["seed"]), int(row["global_step"])))
+            curves = [curve_of(seed, list(of)) for seed, of in groupby(rows, key=lambda row: int(row["seed"]))]
+        except (TypeError, ValueError) as error:  # a file that was cut off has rows without their last columns
+            raise UserError(f"{path} is damaged: {one_line(error)}") from None
+        for curve in curves:
             results.setdefault(curve.columns["exp_name"], {}).setdefault(curve.columns["env_id"], []).append(curve)
     return results
+
+
+# How algorithms of one's own are drawn.
+OWN = (("#7b3294", "-", "P"), ("#e7298a", "--", "X"), ("#8c6d31", "-.", "*"), ("#17becf", ":", "h"))
+
+
+@contextlib.contextmanager
+def with_own_algorithms(results: Results) -> Iterator[None]:
+    """Meanwhile names that are in no family are in one: that of the algorithms which ran on the same environments.
+
+    Where there are none, in the first. Not those of ablations, `NAME_kK`, which have tables of their own.
+    """
+    before = dict(ALGORITHMS), dict(FAMILIES)
+    known = {name for names in FAMILIES.values() for name in names}
+    own = [name for name in results if name not in known and not re.fullmatch(r"\w+_k\d+", name)]
+    shared = {
+        family: sum(len(results[own_name].keys() & results.get(name, {}).keys()) for own_name in own for name in names)
+        for family, names in FAMILIES.items()
+    }
+    family = max(shared, key=shared.get)
+    try:
+        for name, (colour, line, marker) in zip(own, cycle(OWN), strict=False):
+            ALGORITHMS[name] = Algorithm(name, colour, line, marker)
+            FAMILIES[family] += (name,)
+        yield
+    finally:
+        for table, was in zip((ALGORITHMS, FAMILIES), before, strict=True):
+            table.clear()
+            table.update(was)
 
 
 def curve_of(seed: int, rows: list[dict]) -> Curve:

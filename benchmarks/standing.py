@@ -3,11 +3,12 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.suites import Job
 from benchmarks.work import Work, end_of
 from envs import UserError
-from harness import RunFolder
+from harness import RunFolder, provenance
 from harness.lock import held
 
 NOT_FINITE = "a seed was stopped by NaN or infinity"
@@ -82,7 +83,15 @@ def outlook(stands: list[Stand]) -> list[str]:
     begun = [RunFolder(stand.folder).versions()[:1] for stand in stands]
     if commits := sorted({str(first["git_commit"])[:7] for versions in begun for first in versions}):
         lines.append(f"runs already there were begun at commit {', '.join(commits)}")
+    if other := sorted({name for versions in begun for first in versions for name in changed_since(first)}):
+        lines.append(f".. with other code of {', '.join(other)}: they stay; another --runs folder runs all anew")
     return lines
+
+
+def changed_since(versions: dict[str, Any]) -> list[str]:
+    """Of the code that was in no commit, the files that are no longer as a run ran them."""
+    known = versions.get("git_changes", {})
+    return [name for name in known if isinstance(known, dict) and provenance.digest(name) != known[name]]
 
 
 def table(stands: list[Stand]) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import shlex
+import sys
 import tomllib
 from collections import Counter
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.export import script_args
+from benchmarks.work import ROOT
 from envs import UserError, one_line
 from harness import Experiment, cli
 from harness.experiment import rules
@@ -66,7 +68,13 @@ class Job:
         seeds = ["--seed", f"{args.seed}", *(["--num-seeds", f"{args.num_seeds}"] if args.num_seeds > 1 else [])]
         words = ["--env-id", args.env_id, *seeds, "--total-timesteps", f"{args.total_timesteps}"]
         place = ["--exp-name", args.exp_name, "--runs-folder", f"{runs}", "--run-name", self.name]
-        return [self.script, *words, *place, *shlex.split(self.flags)]
+        return [self.file, *words, *place, *shlex.split(self.flags)]
+
+    @property
+    def file(self) -> str:
+        """The script's, by its name where it lies in the folder that runs are started in, else with its folder."""
+        path = Path(sys.modules[type(self.args).__module__].__file__).resolve()
+        return path.name if path.parent == ROOT else str(path)
 
 
 def read_suites(path: Path = SUITES) -> tuple[dict[str, Any], dict[str, Any]]:

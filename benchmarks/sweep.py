@@ -92,8 +92,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive_number(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, not {text!r}")
     return int(text)
 
 

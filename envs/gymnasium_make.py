@@ -31,11 +31,13 @@ def make_gymnasium(env_id: str, env_kwargs: str = "{}", **more: Any) -> gym.Env:
     if module:
         try:
             importlib.import_module(module)
-        except (ImportError, TypeError, ValueError) as error:
-            raise UserError(f"cannot import {module!r} for environment {env_id!r}: {error}") from None
+        except Exception as error:  # whatever somebody's own code does
+            raise UserError(f"cannot import {module!r} for environment {env_id!r} ({one_line(error)})") from None
     if name not in gym.registry:
-        hint = did_you_mean(name, gym.registry, "see `gymnasium.pprint_registry()`")
-        raise UserError(f"unknown environment {env_id!r}; {hint}")
+        known = {*gym.registry, *(vars(sys.modules[module]) if module else ())}  # a class in JAX is named in its module
+        hint = did_you_mean(name, known, "see `gymnasium.pprint_registry()`")
+        where = f"{module} neither registers nor has {name!r}" if module else f"unknown environment {env_id!r}"
+        raise UserError(f"{where}; {hint}")
     with _without_warnings():  # "Hopper-v4 is out of date", "Box low's precision lowered": once per copy
         try:
             env = gym.make(name, disable_env_checker=True, **{**kwargs, **more})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,8 +58,8 @@ class Experiment:
     """Weights & Biases entity"""
     runs_folder: str = option("runs", computes=False)
     """where the run's folder is made"""
-    exp_name: str = option("experiment", computes=False)
-    """name of this experiment, part of the folder's name"""
+    exp_name: str | None = option(None, computes=False)
+    """name of this experiment, part of the folder's name; by default the script's"""
     run_name: str | None = option(None, computes=False)
     """name of the run's folder in place of one with the time; the run that is there already goes on"""
     checkpoint_frequency: int = option(50_000, at_least=0, may_change=True, computes=False)
@@ -67,6 +68,8 @@ class Experiment:
     """folder of a run: continue it there, with the arguments stored in it"""
 
     def __post_init__(self):
+        if self.exp_name is None:  # so the runs of a copied script have a name of their own
+            object.__setattr__(self, "exp_name", script_of(type(self)))
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), rules(field).get("at_least")
@@ -82,7 +85,8 @@ class Experiment:
             name is None or (name not in ("", "..") and Path(name).name == name),
             f"--run-name {name!r} is not the name of a folder",
         )
-        self.check(self.seed + self.num_seeds < 2**31, "--seed must be below 2^31")
+        both = "--seed plus --num-seeds" if self.num_seeds > 1 and self.seed < 2**31 else "--seed"
+        self.check(self.seed + self.num_seeds < 2**31, f"{both} must be below 2^31")
         self.positive("log_frequency")
         self.check(
             self.log_frequency % self.num_envs == 0,
@@ -141,6 +145,12 @@ class Experiment:
     def prefix(self) -> str:
         """How the name of a run's folder begins: all but the time."""
         return f"{self.env_id}__{self.exp_name}__{self.seed_range}__".replace("/", "-").replace(":", "-")
+
+
+def script_of(Args: type[Experiment]) -> str:
+    """The name of the script that a class of arguments belongs to; in a notebook that of its module."""
+    module = sys.modules[Args.__module__]
+    return Path(getattr(module, "__file__", None) or module.__name__).stem
 
 
 def flag(name: str) -> str:

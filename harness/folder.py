@@ -27,8 +27,8 @@ import numpy as np
 
 from envs import UserError, one_line
 from harness import provenance
-from harness.experiment import Experiment
-from harness.scripts import import_script, script_of
+from harness.experiment import Experiment, script_of
+from harness.scripts import import_script
 
 LAYOUT = 2  # the form of a run folder; raised when older folders can no longer be read
 
@@ -75,9 +75,10 @@ class RunFolder:
         del stored["layout"]
         stored.setdefault("run_name", None)  # runs from before there was this argument
         if stored.keys() != fields:
-            missing = ", ".join(sorted(stored.keys() ^ fields))
+            differ = ", ".join(sorted(stored.keys() ^ fields))
             raise UserError(
-                f"{str(self.path)!r} was made by another version of {script}.py, which differs in {missing}"
+                f"{str(self.path)!r} was made by another version of {script}.py, which differs in {differ}: use that "
+                "version, or give its args.json the arguments with which this one does the same"
             )
         return Args(**stored)
 
@@ -87,7 +88,7 @@ class RunFolder:
         try:
             return import_script(name)
         except UserError as error:
-            raise UserError(f"{str(self.path / 'args.json')!r} is not the args.json of a run: {error}") from None
+            raise UserError(f"the run {str(self.path)!r} needs its script: {error}") from None
 
     def versions(self) -> list[dict[str, Any]]:
         """What the run ran with, in order: each has the `step` from which on. Empty where nothing can be read."""
@@ -143,7 +144,8 @@ class RunFolder:
                         raise
             raise OSError(errno.EEXIST, "too many runs with this name")
         except OSError as error:
-            raise UserError(f"cannot make a folder in {str(parent)!r}: {error.strerror}") from None
+            where = f" ({error.filename})" if error.filename else ""
+            raise UserError(f"cannot make a folder in {str(parent)!r}: {error.strerror}{where}") from None
 
     def write_args(self, args: Experiment) -> None:
         stored = {"layout": LAYOUT, "script": script_of(type(args)), **dataclasses.asdict(args), "resume": None}

@@ -50,6 +50,15 @@ def lock(folder: Path, new: bool = False) -> int:
     return file
 
 
+def unlock(file: int, folder: Path) -> None:
+    """Releases what `lock` returned. A folder in which no run began, as memory ran out before it, is removed."""
+    with contextlib.suppress(OSError):
+        if {path.name for path in folder.iterdir()} == {"lock"}:
+            (folder / "lock").unlink()
+            folder.rmdir()
+    os.close(file)
+
+
 def _take(file: int) -> None:
     for _ in range(TRIES):  # and not until a time: a machine may have stood still
         with contextlib.suppress(BlockingIOError):

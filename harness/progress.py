@@ -1,6 +1,7 @@
 """What a run says on the terminal."""
 
 import datetime
+import math
 import os
 import sys
 import time
@@ -60,14 +61,16 @@ class Progress:
         self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
 
     def update(self, step: int, last_return: float) -> None:
+        known = math.isfinite(last_return)  # an episode has ended
         if self.bar is not None:
-            self.bar.set_postfix_str(f"return {last_return:.1f}", refresh=False)
+            self.bar.set_postfix_str(f"return {last_return:.1f}" if known else "", refresh=False)
             self.bar.update(step - self.bar.n)
         elif step >= self.next_line or step == self.total:
             self.next_line += self.total / 20
             rate = (step - self.first) / (time.monotonic() - self.begin)
             left = datetime.timedelta(seconds=round((self.total - step) / rate))
-            say(f"{step:>9,} / {self.total:,} steps, {rate:5.0f} steps/s, last return {last_return:9.2f}, {left} left")
+            last = f"{last_return:9.2f}" if known else "        -"
+            say(f"{step:>9,} / {self.total:,} steps, {rate:5.0f} steps/s, last return {last}, {left} left")
 
     def close(self) -> None:
         if self.bar is not None:

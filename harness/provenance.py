@@ -1,5 +1,6 @@
 """What a number was measured with: commit, versions, device, threads, memory."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -50,9 +51,10 @@ def own_code() -> set[Path]:
     return {x.resolve() for x in own if x.exists()}
 
 
-def commit_and_changes() -> tuple[str | None, list[str] | None]:
-    """The checkout's commit, and the files of code that are not as there. None where git cannot say.
+def commit_and_changes() -> tuple[str | None, dict[str, str | None] | None]:
+    """The checkout's commit, and the files of code that are not as there by name, with their `digest`.
 
+    None where git cannot say.
     These are the tracked *.py outside tests/ that were changed, and what runs (`own_code`) and is not tracked here: a
     copied script, an environment of one's own. What numbers become, tables and pages, makes no run another one.
     """
@@ -72,12 +74,34 @@ def commit_and_changes() -> tuple[str | None, list[str] | None]:
     if commit is None or changed is None or tracked is None:
         return commit and commit.strip(), None
     unknown = own_code() - {ROOT / name for name in tracked.split("\0")}
-    return commit.strip(), sorted([*filter(None, changed.split("\0")), *map(str, unknown)])
+    names = sorted([*filter(None, changed.split("\0")), *map(str, unknown)])
+    return commit.strip(), {name: digest(name) for name in names}
+
+
+def digest(name: str) -> str | None:
+    """Of the content of a file that `commit_and_changes` names; None where it is gone."""
+    try:
+        return hashlib.sha256((ROOT / name).read_bytes()).hexdigest()[:12]
+    except OSError:
+        return None
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two results of `versions`, in words."""
-    return [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v and k != "platform"]
+    left_out = ("platform", "git_changes")
+    words = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if k not in left_out and before.get(k) != v]
+    if files := changed_files(before, now):
+        words.append(f"the code of {', '.join(files)}")
+    return words
+
+
+def changed_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The files whose code differs between two results of `versions`, beyond what their commits say."""
+    old, new = (of.get("git_changes", {}) for of in (before, now))
+    if not isinstance(old, dict):  # names alone: of a run from before there were digests
+        old = dict.fromkeys(old, "unknown")
+    as_committed = "as committed"
+    return sorted(x for x in old.keys() | new.keys() if old.get(x, as_committed) != new.get(x, as_committed))
 
 
 def device() -> str:

@@ -1,7 +1,6 @@
 """One training run: started or resumed, logged, saved, ended. `train` in a script shows the order."""
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from harness.devices import keep_compiled, new_training
 from harness.experiment import Experiment
 from harness.folder import RunFolder
 from harness.guard import not_finite, say_evaluation
-from harness.lock import lock
+from harness.lock import lock, unlock
 from harness.log import Log, check_wandb, start_wandb
 from harness.progress import Progress, say, say_header, say_summary
 from harness.record import Record
@@ -64,7 +63,7 @@ class Run:
             with contextlib.suppress(Exception):  # a full disk was reported before
                 part.close()
         self._signals.remove()
-        os.close(self._lock)
+        unlock(self._lock, self.folder.path)
 
     def start(self, init_training: Callable[[jax.Array], Any]) -> Any:
         """The state of every seed's training, leaves `[S, ..]`: new, or that of the last intact checkpoint.
@@ -105,6 +104,7 @@ class Run:
         """
         episodes, metrics = jax.device_get((episodes, metrics))  # waits, so that the time measured is the chunk's
         if self.env.error:
+            say(self._go_on())
             raise self.env.error
         seconds = time.monotonic() - self._chunk_begin - compile_seconds(self._chunk_begin)
         if any(np.isfinite(values).any() for values in metrics.values()):
@@ -187,14 +187,13 @@ class Run:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """Whatever goes wrong with the folder becomes a RunFolderError that says how to go on."""
-
-        def go_on() -> str:
-            with contextlib.suppress(Exception):
-                self._checkpoints.wait()  # the one in progress may still succeed
-            step, then = self._checkpoints.step, "there is no checkpoint yet"
-            if step is not None:
-                then = f"from step {step:,} continue with: {self.folder.resume_command(self.args)}"
-            return f"stopped at step {self.step:,}; {then}"
-
-        with self.folder.writing(go_on):
+        with self.folder.writing(self._go_on):
             yield
+
+    def _go_on(self) -> str:
+        with contextlib.suppress(Exception):
+            self._checkpoints.wait()  # the one in progress may still succeed
+        step, then = self._checkpoints.step, "there is no checkpoint yet"
+        if step is not None:
+            then = f"from step {step:,} continue with: {self.folder.resume_command(self.args)}"
+        return f"stopped at step {self.step:,}; {then}"

@@ -1,8 +1,6 @@
 """Scripts by name: the harness knows none of them."""
 
 import importlib
-import sys
-from pathlib import Path
 from typing import Any
 
 from envs import UserError, one_line
@@ -13,14 +11,10 @@ def import_script(name: str) -> Any:
     """The module of a script, as in `import_script("sac_jax")`. Raises UserError."""
     try:
         module = importlib.import_module(name)
-        assert issubclass(module.Args, Experiment)
-    except (ImportError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == name
-        where = "in the current folder or in PYTHONPATH" if missing else f"({one_line(error)})"
-        raise UserError(f"no script {name!r} {where}") from None
+    except Exception as error:  # whatever somebody's own code does
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise UserError(f"no script {name!r} in the current folder or in PYTHONPATH") from None
+        raise UserError(f"cannot import the script {name!r} ({one_line(error)})") from None
+    if not (isinstance(Args := getattr(module, "Args", None), type) and issubclass(Args, Experiment)):
+        raise UserError(f"no script {name!r}: {module.__name__} has no Args of harness.Experiment")
     return module
-
-
-def script_of(Args: type[Experiment]) -> str:
-    """The name of the script that a class of arguments belongs to."""
-    return Path(sys.modules[Args.__module__].__file__).stem

@@ -7,6 +7,7 @@ python -m harness.show runs/RUN --video               and a video of one episode
 import dataclasses
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -46,7 +47,7 @@ class Settings:
 
 
 def show(settings: Settings) -> None:
-    """Prints a line per agent and policy. Raises UserError."""
+    """Prints a line per agent and policy. Raises UserError, and SystemExit with 1 where no video can be made."""
     if settings.episodes < 1:
         raise UserError(f"--episodes must be positive, not {settings.episodes}")
     folder = RunFolder(settings.run)
@@ -59,6 +60,8 @@ def show(settings: Settings) -> None:
     policies = POLICIES if settings.policy == "both" else (settings.policy,)
     if not settings.seconds > 0:
         raise UserError(f"--seconds must be positive, not {settings.seconds}")
+    if settings.size is not None and min(settings.size) < 1:
+        raise UserError(f"--size must be positive, not {' '.join(map(str, settings.size))}")
     with Evaluator(args, module.sample_action, module.deterministic_action) as evaluate:
         keep_compiled(evaluate.env)
         agents = read_agents(folder, module, stored, evaluate.env)
@@ -76,7 +79,8 @@ def show(settings: Settings) -> None:
                     )
     if settings.video:
         deterministic = policies[-1] == "deterministic"
-        record_video(settings.run, deterministic, args.seed, settings.seconds, settings.size, env_kwargs)
+        if not record_video(settings.run, deterministic, args.seed, settings.seconds, settings.size, env_kwargs):
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,20 @@ class NotANumber(PendulumEnv):
         return obs, np.nan if self.faulty and self.count >= self.at else reward, *rest
 
 
+class Breaking(PendulumEnv):
+    """Pendulum that cannot be stepped more than `at` times."""
+
+    def __init__(self, at: int):
+        super().__init__()
+        self.left = at
+
+    def step(self, action):
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("the joint is broken")
+        return super().step(action)
+
+
 HIDDEN = {}
 
 
@@ -182,7 +196,7 @@ class Wrong(PendulumEnv):
         return obs, np.array([reward]) if self.how == "array" else reward, terminated, truncated, info
 
 
-for cls in (Counting, Slow, NotANumber, Hidden, Dice, Tree, CInt, Parts, Axes, Wrong):
+for cls in (Counting, Slow, NotANumber, Breaking, Hidden, Dice, Tree, CInt, Parts, Axes, Wrong):
     gym.register(f"{cls.__name__}-v0", entry_point=cls, max_episode_steps=200)
 gym.register("Countdown-v0", entry_point=Countdown)
 gym.register("Levels-v0", entry_point=Levels)

@@ -67,6 +67,5 @@ else:  # who asks for the arguments has imported what they need; a process that 
 
     @dataclass(frozen=True)
     class Args(Experiment):
-        exp_name: str = "stand_in"
         log_frequency: int = 100
         behaviour: str = "finish"

@@ -34,7 +34,8 @@ def make_run(folder, seed=1, num_seeds=1, finished=True, dirty=False, offset=0.0
     """A run of 400 steps in chunks of 100 that take 2 s, evaluated every 200 in 3 s. After the first half it was
     stopped for 1000 s. Episodes of 50 steps return their number (from 1) plus `offset`."""
     folder.mkdir(parents=True)
-    args = {"layout": LAYOUT, "script": "sac_jax", **export.defaults("sac_jax"), "seed": seed} | args
+    defaults = {"layout": LAYOUT, "script": "sac_jax", **export.defaults("sac_jax"), "seed": seed}
+    args = defaults | {"exp_name": "sac_jax"} | args
     args |= {"num_seeds": num_seeds, "total_timesteps": 400, "learning_starts": 100}
     (folder / "args.json").write_text(json.dumps(args))
     (folder / "versions.json").write_text(json.dumps(VERSIONS | {"git_dirty": dirty}))
@@ -146,6 +147,19 @@ def test_runs_with_other_settings_take_nobodys_place(tmp_path):
         *("1" for _ in rows),
         *("2" for _ in rows),
     ]
+
+
+def test_a_run_of_another_script_takes_nobodys_place(tmp_path):
+    """A copy whose runs were given the original's name, or the original after the copy."""
+    rows = export.read_run(make_run(tmp_path / "runs" / "a", seed=1))
+    path = export.merge(rows, tmp_path / "results")
+    before = path.read_text()
+    for seed in ("1", "2"):
+        with pytest.raises(UserError, match=r"has runs of sac_jax\.py, this is one of mine\.py: give it another"):
+            export.merge([row | {"seed": seed, "script": "mine"} for row in rows], tmp_path / "results")
+    assert path.read_text() == before
+    other = export.merge([row | {"exp_name": "mine", "script": "mine"} for row in rows], tmp_path / "results")
+    assert other.name == "mine__Hopper-v4.csv" and path.read_text() == before
 
 
 def test_two_exports_at_once_lose_no_row(tmp_path):
@@ -297,6 +311,15 @@ def test_what_cannot_be_written_or_listed_is_one_line(tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit) as leaving:
         export.main()
     assert leaving.value.code == 2 and "there are no CSV files in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["def", "1 / 0", "undefined", "import no_such_package", "raise OSError('a\\nb')"])
+def test_a_script_that_cannot_be_imported_is_one_line(tmp_path, monkeypatch, content):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "half_written.py").write_text(content)
+    with pytest.raises(UserError, match=r"^cannot import the script 'half_written' \(\w+: .*\)$") as caught:
+        export.defaults("half_written.py")
+    assert "\n" not in str(caught.value)
 
 
 def test_unknown_scripts_are_one_line():

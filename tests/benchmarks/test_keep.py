@@ -61,14 +61,16 @@ def test_a_copy_does_not_say_where_it_was_trained(run, tmp_path):
     mine = tmp_path / "mine"
     shutil.copytree(run, mine)
     own = {"run_name": "mine", "wandb_project_name": "secret", "wandb_entity": "me", "runs_folder": str(tmp_path)}
-    versions = {**json.loads((run / "versions.json").read_text()), "git_changes": ["sac_jax.py", "/home/me/mine.py"]}
-    versions["resumed"] = [{**versions, "step": 200, "jax": "0.0.1"}]
+    changed = {"sac_jax.py": "0123456789ab", "/home/me/mine.py": None}
+    versions = {**json.loads((run / "versions.json").read_text()), "git_changes": changed}
+    versions["resumed"] = [{**versions, "step": 200, "jax": "0.0.1", "git_changes": [*changed]}]  # by an older commit
     (mine / "args.json").write_text(json.dumps(RunFolder(run).stored_args() | own))
     (mine / "versions.json").write_text(json.dumps(versions))
     copy = tmp_path / "copy"
     keep.keep(mine, 1, copy)
     first, later = RunFolder(copy).versions()
-    assert first["git_changes"] == later["git_changes"] == ["sac_jax.py", "mine.py"]
+    assert first["git_changes"] == {"sac_jax.py": "0123456789ab", "mine.py": None}
+    assert later["git_changes"] == {"sac_jax.py": None, "mine.py": None}
     assert (first["step"], later["step"], first["git_commit"]) == (0, 200, versions["git_commit"])
     for path in ("args.json", "versions.json", "summary.json"):
         text = (copy / path).read_text()

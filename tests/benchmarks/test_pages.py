@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import figures
 from benchmarks.pages import ROOT, filled, main, pages
-from benchmarks.results import load
+from benchmarks.results import ALGORITHMS, FAMILIES, load
 from benchmarks.tables import SETTINGS, TABLES
 
 
@@ -70,6 +70,49 @@ def test_any_subset_of_results(checkout, tmp_path, call, present):
     page = with_every_table(tmp_path)
     assert call("--tables", "--root", tmp_path)[0] == 0
     assert page.read_text().count("No results for the table") >= (4 if present else len(TABLES) - len(SETTINGS))
+
+
+@pytest.mark.parametrize("end", ["cut", "x"])
+def test_a_damaged_file_is_named_in_one_line(checkout, tmp_path, call, end, capsys):
+    """A row that was cut off, as by a full disk, and one with a word where a number belongs."""
+    path = tmp_path / "sac_jax__Hopper-v4.csv"
+    header, *lines = (checkout / "benchmarks" / "results" / path.name).read_text().splitlines()
+    cells = lines[-1].split(",")
+    lines[-1] = ",".join(cells[:8]) if end == "cut" else ",".join([*cells[:5], end, *cells[6:]])
+    path.write_text("\n".join([header, *lines]))
+    with pytest.raises(SystemExit) as leaving:
+        call("--tables", "--results", tmp_path)
+    printed = capsys.readouterr().err
+    assert leaving.value.code == 2 and printed.startswith(f"error: {path} is damaged: ") and printed.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(checkout, tmp_path, monkeypatch, capsys):
+    path = "sac_jax__Hopper-v4.csv"
+    (tmp_path / path).write_bytes((checkout / "benchmarks" / "results" / path).read_bytes())
+    (tmp_path / "results.md").mkdir()
+    monkeypatch.setattr("sys.argv", ["pages", "--tables", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err == f"error: cannot write {tmp_path / 'results.md'}: Is a directory\n"
+
+
+def test_algorithms_of_ones_own_stand_beside_those_of_their_environments(checkout, tmp_path, call):
+    source = checkout / "benchmarks" / "results"
+    for path in source.glob("ppo_jax__*.csv"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+        own = path.name.replace("ppo_jax", "my_idea")
+        (tmp_path / own).write_text(path.read_text().replace("ppo_jax", "my_idea"))
+    before = dict(FAMILIES), dict(ALGORITHMS)
+    assert call("--tables", "--results", tmp_path)[0] == 0
+    page = (tmp_path / "results.md").read_text()
+    assert "| Environment | steps | seeds | PPO | my_idea |" in page and "| Hopper-v4 | my_idea |" in page
+    assert "my_idea against PPO" in page
+    assert (dict(FAMILIES), dict(ALGORITHMS)) == before
+    for path in tmp_path.glob("ppo_jax__*.csv"):
+        path.unlink()
+    assert call("--tables", "--results", tmp_path)[0] == 0  # alone it is drawn, too
+    assert "| Environment | steps | seeds | my_idea |" in (tmp_path / "results.md").read_text()
 
 
 def test_unknown_table_is_refused(tmp_path, call):

@@ -6,6 +6,7 @@ Where training adds nothing, stand_in.py takes its place. The other engines: tes
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 
 from benchmarks import export, on_here, pages, suites, sweep
 from benchmarks.work import ROOT, Process, Work
-from harness import RunFolder
+from harness import RunFolder, provenance
 from harness.folder import LAYOUT
 
 RUN_ALL = ROOT / "benchmarks" / "run_all.sh"
@@ -96,8 +97,8 @@ def call(tmp_path, monkeypatch, capsys):
         ([entry(settings=["--eval-episodes 1"])], [], "must be flags by name"),
         ([entry(settings={"k1": 1})], [], "must be flags by name"),
         ([entry(flags="--eval-episodes 0")], [], "--eval-episodes must be positive"),
-        ([entry()], ["--steps", "many"], "argument --steps"),
-        ([entry()], ["--jobs", "0"], "argument --jobs"),
+        ([entry()], ["--steps", "many"], "argument --steps: must be a positive whole number, not 'many'"),
+        ([entry()], ["--jobs", "0"], "argument --jobs: must be a positive whole number, not '0'"),
         ([entry()], ["--no-such-option"], "unrecognized arguments"),
         ([entry()], ["--on", "nowhere"], "argument --on"),
         ([entry()], ["--on", "slurm"], "--on slurm needs submitit: pip install '.[slurm]'"),
@@ -231,6 +232,34 @@ def test_other_settings_are_another_run(call, tmp_path):
         assert "1 runs to do (0 resumed), 0 already" in call("--dry-run", entries=[other]).out
     # Arguments that only say how a run is logged do not make it another one.
     assert "0 runs to do" in call("--dry-run", entries=[entry(flags="--checkpoint-frequency 500")]).out
+
+
+def test_code_that_has_changed_since_is_named(call, tmp_path):
+    """Of what was in no commit; the runs are not repeated."""
+    call(entries=[entry()])
+    (folder,) = (tmp_path / "runs").glob("*__a__*")
+    mine = tmp_path / "mine.py"
+    mine.write_text("loss = 1\n")
+    versions = json.loads((folder / "versions.json").read_text())
+    versions["git_changes"] = {str(mine): provenance.digest(str(mine))}
+    (folder / "versions.json").write_text(json.dumps(versions))
+    assert "other code" not in call(entries=[entry()]).out
+    for change in (lambda: mine.write_text("loss = 2\n"), mine.unlink):
+        change()
+        out = call(entries=[entry()]).out
+        assert f".. with other code of {mine}: they stay; another --runs folder runs all anew\n" in out
+        assert "0 runs to do (0 resumed), 1 already" in out
+
+
+def test_a_script_is_found_where_it_lies(call, tmp_path, monkeypatch):
+    """By its name alone, in a folder that Python looks in and runs are not started in."""
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+    shutil.copy(SCRIPT, elsewhere / "stand_in_too.py")
+    monkeypatch.syspath_prepend(elsewhere)
+    assert "1 runs finished now, 0 failed" in call(entries=[entry(script="stand_in_too.py")]).out
+    command = call("--dry-run", entries=[entry(script="sac_jax.py", steps=9000)]).out.splitlines()[1]
+    assert command.split()[1] == "sac_jax.py"
 
 
 def test_settings_are_multiplied(call):

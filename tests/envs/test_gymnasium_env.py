@@ -193,6 +193,26 @@ def test_module_prefix_imports_the_environment():
     assert env.observation_size == 6
 
 
+@pytest.mark.parametrize("content", ["def", "1 / 0", "undefined", "import no_such_package", "raise OSError('a\\nb')"])
+def test_a_module_that_cannot_be_imported_is_one_line(tmp_path, monkeypatch, content):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "half_written_env.py").write_text(content)
+    message = r"^cannot import 'half_written_env' for environment 'half_written_env:Foo-v0' \(\w+: .*\)$"
+    with pytest.raises(UserError, match=message) as error:
+        make_env("half_written_env:Foo-v0", 1)
+    assert "\n" not in str(error.value)
+
+
+def test_a_name_that_a_module_has_not(tmp_path, monkeypatch):
+    """Neither as a class in JAX nor registered with Gymnasium: what is near of both is named."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "points.py").write_text("class Point:\n    pass\n")
+    with pytest.raises(UserError, match=r"^points neither registers nor has 'Pointt'; did you mean Point\b"):
+        make_env("points:Pointt", 1)
+    with pytest.raises(UserError, match=r"^tests.envs.test_gymnasium_env neither .* has 'Gird-v0'; .*Grid-v0"):
+        make_env("tests.envs.test_gymnasium_env:Gird-v0", 1)
+
+
 def test_an_exception_in_the_environment_is_kept_for_the_training_loop():
     env = make_env("Grid-v0", 2, env_kwargs='{"raise_at": 3}')
     _, time_step = in_a_scan(env, jax.random.key(0), np.zeros((5, 2, 2), np.float32))

@@ -123,7 +123,7 @@ def test_a_seed_that_the_run_has_not(trained):
 
 def test_a_run_of_a_script_that_is_elsewhere(copy):
     change_args(copy, script="elsewhere")
-    assert_refused(copy, r"args\.json of a run: no script 'elsewhere' in the current folder or in PYTHONPATH$")
+    assert_refused(copy, r"needs its script: no script 'elsewhere' in the current folder or in PYTHONPATH$")
 
 
 def test_no_run(tmp_path):

@@ -309,6 +309,7 @@ def test_jax_set_up_otherwise(tmp_path, variables, message):
 def test_a_buffer_larger_than_memory(tmp_path):
     settings = {**small("sac_jax.py"), "runs-folder": tmp_path, "buffer-size": 10**14}  # no address space holds it
     assert_one_line(run("sac_jax.py", settings, status=1).stderr, "out of memory")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_output_that_nobody_reads(tmp_path):

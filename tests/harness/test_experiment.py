@@ -32,7 +32,8 @@ def make(**more):
     [
         ({"seed": -1}, "--seed must not be negative, not -1"),
         ({"seed": 2**31}, "--seed must be below 2^31"),
-        ({"seed": 2**31 - 2, "num_seeds": 2}, "--seed must be below 2^31"),
+        ({"seed": 2**31 - 2, "num_seeds": 2}, "--seed plus --num-seeds must be below 2^31"),
+        ({"num_seeds": 2**31 - 1}, "--seed plus --num-seeds must be below 2^31"),
         ({"seed": 10**400}, "--seed must be below 2^31"),
         ({"seed": "1"}, "--seed must be a number, not '1'"),
         ({"weight_decay": None}, "--weight-decay must be a number, not None"),

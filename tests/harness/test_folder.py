@@ -14,7 +14,7 @@ import sac_jax
 from envs import UserError
 from harness import Experiment, RunFolder
 from harness.folder import LAYOUT, RunFolderError, script_of
-from harness.lock import held, lock
+from harness.lock import held, lock, unlock
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def test_names(tmp_path):
         assert folder.is_dir() and folder.parent == tmp_path / what / "new"
         names[what] = re.sub(r"\d{8}-\d{6}", "TIME", folder.name)
     assert names == {
-        "one": "Pendulum-v1__experiment__1__TIME",
-        "several": "Pendulum-v1__experiment__3-6__TIME",
+        "one": "Pendulum-v1__test_folder__1__TIME",  # the script, which is this file here
+        "several": "Pendulum-v1__test_folder__3-6__TIME",
         "module": "tests.environments-Counting-v0__a-b-c__1__TIME",
     }
 
@@ -110,6 +110,20 @@ def test_who_holds_the_lock(folder):
         release.join()
 
 
+def test_a_folder_in_which_no_run_began_is_removed(folder, tmp_path):
+    """It has the lock alone, as memory ran out; a run's folder stays, and so does what somebody else put there."""
+    empty, taken = tmp_path / "empty", tmp_path / "taken"
+    for path in (empty, taken):
+        path.mkdir()
+        file = lock(path, new=True)
+        if path == taken:
+            (path / "notes").touch()
+        unlock(file, path)
+    unlock(lock(folder.path), folder.path)
+    assert not empty.exists() and {path.name for path in taken.iterdir()} == {"lock", "notes"}
+    assert (folder.path / "args.json").exists() and not held(folder.path)
+
+
 def test_arguments_come_back(folder, tmp_path):
     stored = folder.stored_args()
     assert stored["script"] == "test_folder" == script_of(Args) and stored["layout"] == LAYOUT
@@ -149,7 +163,7 @@ def test_the_script_that_made_it(folder):
     assert folder.script() is sac_jax
     for name in ("os", "no_such_script", "json.no", "", ".", "sac_jax.py", None, 3):
         change_args(folder, script=name)
-        with pytest.raises(UserError, match=r"args\.json' is not the args\.json of a run: ") as error:
+        with pytest.raises(UserError, match=r"^the run '.*' needs its script: ") as error:
             folder.script()
         assert "\n" not in str(error.value)
 

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from envs import Episode
 from harness import Experiment, RunFolder
 from harness.log import HEADER, Log, start_wandb
+from harness.progress import Progress
 from tests.running import enter
 
 TINY = "tests/harness/tiny_jax.py"
@@ -295,3 +296,11 @@ def test_track_without_the_package_is_one_line(tmp_path, monkeypatch):
     done = enter(TINY, {**SETTINGS, "track": True, "runs-folder": tmp_path}, status=2)
     assert done.stderr == "error: --track needs Weights & Biases: pip install '.[track]'\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_before_an_episode_has_ended_there_is_no_return_to_show(capsys):
+    progress = Progress(200)
+    progress.update(100, float("nan"))
+    progress.update(200, -12.345)
+    first, last = capsys.readouterr().out.splitlines()
+    assert ", last return         -, " in first and ", last return    -12.35, " in last

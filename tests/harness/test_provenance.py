@@ -1,7 +1,9 @@
 """What a run says that it ran with."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,15 +41,27 @@ def checkout(tmp_path, monkeypatch):
 
 def test_a_run_of_committed_code_is_of_its_commit(checkout, monkeypatch):
     commit, changed = provenance.commit_and_changes()
-    assert len(commit) == 40 and changed == []
+    assert len(commit) == 40 and changed == {}
     (checkout / "table.md").write_text("2\n")  # what its numbers become is no code
     (checkout / "other.py").write_text("")  # and does not run
-    assert provenance.commit_and_changes() == (commit, [])
+    assert provenance.commit_and_changes() == (commit, {})
     monkeypatch.setenv("GIT_DIR", str(checkout / "nowhere"))
-    assert provenance.commit_and_changes() == (commit, [])
+    assert provenance.commit_and_changes() == (commit, {})
     (checkout / "größe.py").write_text("rate = 2\n")
-    assert provenance.commit_and_changes() == (commit, ["größe.py"])
-    assert provenance.versions()["git_dirty"] is True and provenance.versions()["git_changes"] == ["größe.py"]
+    digest = hashlib.sha256(b"rate = 2\n").hexdigest()[:12]
+    assert provenance.commit_and_changes() == (commit, {"größe.py": digest})
+    before = provenance.versions()
+    assert before["git_dirty"] is True and before["git_changes"] == {"größe.py": digest}
+    assert provenance.changes(before, provenance.versions()) == []
+    (checkout / "größe.py").write_text("rate = 3\n")
+    assert provenance.changes(before, provenance.versions()) == ["the code of größe.py"]
+    (checkout / "größe.py").unlink()
+    assert provenance.commit_and_changes()[1] == {"größe.py": None}
+    assert provenance.changes(before, provenance.versions()) == ["the code of größe.py"]
+    names_alone = before | {"git_changes": ["größe.py"]}  # of an older run, which may have had this code or another
+    assert provenance.changes(names_alone, before) == ["the code of größe.py"]
+    clean = {name: value for name, value in before.items() if name != "git_changes"} | {"git_dirty": False}
+    assert provenance.changes(before, clean) == ["git_dirty True -> False", "the code of größe.py"]
 
 
 def test_a_run_of_code_that_git_does_not_know_is_of_no_commit(checkout, tmp_path_factory, monkeypatch):
@@ -55,7 +69,7 @@ def test_a_run_of_code_that_git_does_not_know_is_of_no_commit(checkout, tmp_path
         copy = folder.resolve() / "copy.py"
         copy.write_text("rate = 3\n")
         monkeypatch.setattr(provenance, "own_code", lambda copy=copy: {checkout.resolve() / "größe.py", copy})
-        assert provenance.commit_and_changes()[1] == [str(copy)]
+        assert [*provenance.commit_and_changes()[1]] == [str(copy)]
     monkeypatch.setattr(provenance, "ROOT", folder)
     assert provenance.commit_and_changes() == (None, None)
     assert provenance.versions()["git_dirty"] is None and "git_changes" not in provenance.versions()
@@ -97,6 +111,6 @@ def test_a_script_of_a_clean_checkout_is_clean(tmp_path):
         )
         return done.stdout.strip()
 
-    assert start("start.py").endswith("', [])")
+    assert start("start.py").endswith("', {})")
     shutil.copy(checkout / "start.py", checkout / "mine.py")
-    assert start("mine.py").endswith("/mine.py'])")
+    assert re.search(r"/mine\.py': '[0-9a-f]{12}'}\)$", start("mine.py"))

@@ -112,9 +112,17 @@ def test_a_video_without_moviepy_is_one_line(trained, monkeypatch, capsys):
     assert video.record_video(trained["tiny_jax"]) is None
     assert capsys.readouterr().err == "no video: it needs moviepy: pip install '.[video]'\n"
     # The episodes are shown all the same.
-    show.show(show.Settings(trained["tiny_jax"], episodes=1, policy="deterministic", video=True))
+    with pytest.raises(SystemExit) as leaving:
+        show.show(show.Settings(trained["tiny_jax"], episodes=1, policy="deterministic", video=True))
+    assert leaving.value.code == 1
     printed = capsys.readouterr()
     assert printed.out.count("\n") == 2 and printed.err == "no video: it needs moviepy: pip install '.[video]'\n"
+
+
+@pytest.mark.parametrize("more, flag", [({"size": (0, 0)}, "--size"), ({"seconds": 0.0}, "--seconds")])
+def test_a_video_without_an_extent_is_refused(trained, more, flag):
+    with pytest.raises(UserError, match=f"^{flag} must be positive, not 0"):
+        show.show(show.Settings(trained["tiny_jax"], video=True, **more))
 
 
 class Blank(gym.Wrapper):

@@ -20,7 +20,6 @@ from harness import Evaluator, Experiment, Run, cli
 
 @dataclass(frozen=True)
 class Args(Experiment):
-    exp_name: str = "tiny_jax"
     log_frequency: int = Experiment.changeable(50)
     learning_rate: float = 0.01
     learning_starts: int = 0
