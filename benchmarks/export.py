@@ -195,12 +195,18 @@ def file_name(exp_name: str, env_id: str) -> str:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a results file. Raises UserError where the columns differ."""
+    """The rows of a results file. Raises UserError where the columns differ, or a row is cut off."""
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise UserError(f"{path} has other columns than {', '.join(COLUMNS)}")
-        return list(reader)
+        try:
+            rows = list(reader)
+        except (UnicodeError, csv.Error) as error:
+            raise UserError(f"{path} is damaged: {one_line(error)}") from None
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise UserError(f"{path} has other columns than {', '.join(COLUMNS)}")
+    if any(None in row or None in row.values() for row in rows):
+        raise UserError(f"{path} is damaged: it has a row of another length")
+    return rows
 
 
 def merge(rows: list[dict[str, str]], results: Path) -> Path:
@@ -231,12 +237,13 @@ def others(old: list[dict], new: list[dict], path: Path) -> list[dict]:
         if row["script"] != scripts.get(row["exp_name"], row["script"]):
             raise UserError(
                 f"{path} has runs of {row['script']}.py, this is one of {scripts[row['exp_name']]}.py: give it another"
-                " --exp-name, or --results FOLDER"
+                " exp_name in its args.json, or --results FOLDER"
             )
         if row["exp_name"] in settings and (its := settings_of(row["arguments"])) != settings[row["exp_name"]]:
             raise UserError(
                 f"{path} has runs of {row['exp_name']} with {its or 'the defaults'}, these have"
-                f" {settings[row['exp_name']] or 'the defaults'}: give them another --exp-name, or --results FOLDER"
+                f" {settings[row['exp_name']] or 'the defaults'}: give them another exp_name in their args.json, or"
+                " --results FOLDER"
             )
         if run not in steps:
             kept.append(row)

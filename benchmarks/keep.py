@@ -90,9 +90,13 @@ def median(runs: list[Path]) -> tuple[Path, int]:
 def without_folders(versions: dict[str, Any]) -> dict[str, Any]:
     """What a run ran with; changed files that are in no commit without their folders."""
     changed = versions.get("git_changes", {})
-    digests = changed if isinstance(changed, dict) else dict.fromkeys(changed)  # of older runs: names alone
-    changed = {Path(x).name if Path(x).is_absolute() else x: digest for x, digest in digests.items()}
-    return {**versions, **({"git_changes": changed} if changed else {})}
+    names: dict[str, str | None] = {}
+    for path in changed:
+        name = Path(path).name if Path(path).is_absolute() else path
+        count = sum(other.split(" (")[0] == name for other in names)  # two packages have an __init__.py each
+        digest = changed[path] if isinstance(changed, dict) else None  # of older runs the names alone
+        names[f"{name} ({count + 1})" if count else name] = digest
+    return {**versions, **({"git_changes": names} if names else {})}
 
 
 def keep(run: Path, seed: int, place: Path) -> None:

@@ -9,13 +9,16 @@ of docs/; `<!-- figure NAME: CAPTION -->` holds the figure's link in the same wa
 """
 
 import argparse
+import contextlib
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.results import Results, load, read_rows, with_own_algorithms
 from benchmarks.tables import TABLES, TRAINING
+from benchmarks.work import may_be_cut
 from envs import UserError
 from harness.cli import one_line_errors
 
@@ -60,34 +63,40 @@ def own_page(results: Results, folder: Path, figures: Path) -> str:
     return "# Results\n\n" + "".join(f"<!-- {name} -->\n<!-- end -->\n\n" for name in names)
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
 def main() -> int:
-    with one_line_errors():
-        try:
-            return make_pages()
-        except OSError as error:
-            raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
-
-
-def make_pages() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=ROOT, help="checkout that holds the results and the pages")
     parser.add_argument("--results", type=Path, help="a folder of your own results, as export.py --results wrote it")
     parser.add_argument("--tables", action="store_true", help="write the tables only")
     options = parser.parse_args()
+    with one_line_errors(), may_be_cut():
+        make_pages(options)
+    return 0
+
+
+def make_pages(options: argparse.Namespace) -> None:
+    """Figures and tables. Raises UserError."""
     folder = options.root / "benchmarks"
     figures = (options.results or folder) / "figures"
     results = load(options.results or folder / "results")
     if options.results and not results:
-        print(f"error: no CSV files of export.py in {options.results}", file=sys.stderr)
-        return 2
+        raise UserError(f"no CSV files of export.py in {options.results}")
     with with_own_algorithms(results if options.results else {}):
         if not options.tables:
             try:
                 from benchmarks.figures import draw_figures
             except ImportError:
-                print("error: figures need matplotlib: pip install '.[plot]'", file=sys.stderr)
-                return 2
-            written = draw_figures(results, read_rows(folder / "reference.csv"), figures)
+                raise UserError("figures need matplotlib: pip install '.[plot]'") from None
+            with writing(figures):
+                written = draw_figures(results, read_rows(folder / "reference.csv"), figures)
             print("\n".join(f"figure: {path}" for path in written) or "no results to draw")
         if options.results:
             texts = {options.results / "results.md": own_page(results, folder, figures)}
@@ -97,12 +106,11 @@ def make_pages() -> int:
             try:
                 new = filled(text, page.parent, results, folder, figures)
             except KeyError as error:
-                print(f"error: {page} asks for the table {error}; there are {', '.join(TABLES)}", file=sys.stderr)
-                return 2
+                raise UserError(f"{page} asks for the table {error}; there are {', '.join(TABLES)}") from None
             if new != text:
-                page.write_text(new)
+                with writing(page):
+                    page.write_text(new)
                 print(f"tables: {page}")
-    return 0
 
 
 if __name__ == "__main__":

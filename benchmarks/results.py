@@ -121,13 +121,13 @@ def load(folder: Path) -> Results:
     """All results of a folder: its files that export.py wrote. Raises UserError: one of them is damaged."""
     results: Results = {}
     for path in sorted(folder.glob("*.csv")):
-        rows = read_rows(path)
-        if not rows or not {"seed", "global_step", *CONSTANTS} <= rows[0].keys():
-            continue
         try:
+            rows = read_rows(path)
+            if not rows or not {"seed", "global_step", *CONSTANTS} <= rows[0].keys():
+                continue
             rows.sort(key=lambda row: (int(row["seed"]), int(row["global_step"])))
             curves = [curve_of(seed, list(of)) for seed, of in groupby(rows, key=lambda row: int(row["seed"]))]
-        except (TypeError, ValueError) as error:  # a file that was cut off has rows without their last columns
+        except (OSError, TypeError, ValueError, csv.Error) as error:  # one that was cut off has rows without their end
             raise UserError(f"{path} is damaged: {one_line(error)}") from None
         for curve in curves:
             results.setdefault(curve.columns["exp_name"], {}).setdefault(curve.columns["env_id"], []).append(curve)
@@ -140,20 +140,12 @@ OWN = (("#7b3294", "-", "P"), ("#e7298a", "--", "X"), ("#8c6d31", "-.", "*"), ("
 
 @contextlib.contextmanager
 def with_own_algorithms(results: Results) -> Iterator[None]:
-    """Meanwhile names that are in no family are in one: that of the algorithms which ran on the same environments.
-
-    Where there are none, in the first. Not those of ablations, `NAME_kK`, which have tables of their own.
-    """
+    """Meanwhile the names of other scripts than ours are in a family: that whose runs theirs are most like."""
     before = dict(ALGORITHMS), dict(FAMILIES)
-    known = {name for names in FAMILIES.values() for name in names}
-    own = [name for name in results if name not in known and not re.fullmatch(r"\w+_k\d+", name)]
-    shared = {
-        family: sum(len(results[own_name].keys() & results.get(name, {}).keys()) for own_name in own for name in names)
-        for family, names in FAMILIES.items()
-    }
-    family = max(shared, key=shared.get)
+    own = [name for name, by_env in results.items() if not scripts_of(by_env) & ALGORITHMS.keys()]
     try:
         for name, (colour, line, marker) in zip(own, cycle(OWN), strict=False):
+            family = min(before[1], key=lambda family: unlike(results, name, before[1][family]))
             ALGORITHMS[name] = Algorithm(name, colour, line, marker)
             FAMILIES[family] += (name,)
         yield
@@ -161,6 +153,25 @@ def with_own_algorithms(results: Results) -> Iterator[None]:
         for table, was in zip((ALGORITHMS, FAMILIES), before, strict=True):
             table.clear()
             table.update(was)
+
+
+def scripts_of(by_env: dict[str, list[Curve]]) -> set[str]:
+    return {curve.columns["script"] for curves in by_env.values() for curve in curves}
+
+
+def unlike(results: Results, name: str, family: tuple[str, ...]) -> float:
+    """How far a name's runs are, in length and in steps between evaluations, from the nearest of a family.
+
+    Infinite where they share no environment.
+    """
+    pairs = [
+        (curve, other)
+        for env_id, curves in results[name].items()
+        for curve in curves
+        for known in family
+        for other in results.get(known, {}).get(env_id, [])
+    ]
+    return min((float(np.abs(np.log(a.steps[[0, -1]] / b.steps[[0, -1]])).sum()) for a, b in pairs), default=np.inf)
 
 
 def curve_of(seed: int, rows: list[dict]) -> Curve:

@@ -83,15 +83,21 @@ def outlook(stands: list[Stand]) -> list[str]:
     begun = [RunFolder(stand.folder).versions()[:1] for stand in stands]
     if commits := sorted({str(first["git_commit"])[:7] for versions in begun for first in versions}):
         lines.append(f"runs already there were begun at commit {', '.join(commits)}")
-    if other := sorted({name for versions in begun for first in versions for name in changed_since(first)}):
-        lines.append(f".. with other code of {', '.join(other)}: they stay; another --runs folder runs all anew")
+    now = provenance.commit_and_changes()[1] or {}
+    if other := sorted({name for versions in begun for first in versions for name in changed_since(first, now)}):
+        lines.append(
+            f".. with other code than now of {', '.join(other)}: what has finished stays, the rest goes on with that of"
+            " now; another --runs folder runs all anew"
+        )
     return lines
 
 
-def changed_since(versions: dict[str, Any]) -> list[str]:
-    """Of the code that was in no commit, the files that are no longer as a run ran them."""
-    known = versions.get("git_changes", {})
-    return [name for name in known if isinstance(known, dict) and provenance.digest(name) != known[name]]
+def changed_since(versions: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The files whose code in no commit is another one than when a run began. `now`: of `commit_and_changes`."""
+    then = versions.get("git_changes", {})
+    then = then if isinstance(then, dict) else {}  # names alone, of a run from before there were digests
+    edited = [name for name in then if provenance.digest(name) not in (None, then[name])]  # None: not on this machine
+    return edited + [name for name in now if name not in then and not Path(name).is_absolute()]
 
 
 def table(stands: list[Stand]) -> str:

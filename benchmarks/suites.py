@@ -5,8 +5,8 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import shlex
-import sys
 import tomllib
 from collections import Counter
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from benchmarks.work import ROOT
 from envs import UserError, one_line
 from harness import Experiment, cli
 from harness.experiment import rules
+from harness.scripts import import_script
 
 SUITES = Path(__file__).with_name("suites.toml")
 KEYS = {"name": str, "script": str, "flags": str, "envs": list, "seeds": list, "steps": int}
@@ -73,8 +74,8 @@ class Job:
     @property
     def file(self) -> str:
         """The script's, by its name where it lies in the folder that runs are started in, else with its folder."""
-        path = Path(sys.modules[type(self.args).__module__].__file__).resolve()
-        return path.name if path.parent == ROOT else str(path)
+        path = Path(os.path.abspath(import_script(Path(self.script).stem).__file__))
+        return path.name if path.parent.resolve() == ROOT else str(path)
 
 
 def read_suites(path: Path = SUITES) -> tuple[dict[str, Any], dict[str, Any]]:

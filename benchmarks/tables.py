@@ -200,9 +200,9 @@ def verdicts(results: Results, short: bool = False) -> str:
                 where = " (Playground)" if family == "playground" else ""
                 title = f"**{label(name)} over {label(base)}{where}**, {MEASURES[policy]}, {seeds}"
                 lines.append(f"- {title}: {verdict}. {each}.")
-                if "stochastic" in FAMILY_POLICIES[family] and not short:
-                    acting = compare(results, name, base, "stochastic")
-                    verdict = verdict_of(acting, ratios_of_means(results, name, base, "stochastic")[0])
+                acting = ratios_of_means(results, name, base, "stochastic")[0]
+                if acting and "stochastic" in FAMILY_POLICIES[family] and not short:
+                    verdict = verdict_of(compare(results, name, base, "stochastic"), acting)
                     lines[-1] += f" Stochastic policy: {verdict}."
     return "\n".join(lines)
 
@@ -350,7 +350,7 @@ def settings_table(*names: str) -> str:
     """The defaults of scripts side by side: the arguments that each defines itself."""
     args = [importlib.import_module(name).Args for name in names]
     defaults = [{field.name: field.default for field in dataclasses.fields(of_script)} for of_script in args]
-    own = dict.fromkeys(name for of_script in args for name in of_script.__annotations__ if name != "exp_name")
+    own = dict.fromkeys(name for of_script in args for name in of_script.__annotations__)
     rows = []
     for name in own:
         # what a script does not define may be one of the arguments that all have, with a default all the same

@@ -53,6 +53,7 @@ class Process:
 
     def __init__(self, work: Work, threads: int = 1, leash: bool = False):
         command = [sys.executable, *work.words]
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # for a script elsewhere
         self._log = work.log.open("a")
         self._process: subprocess.Popen | None = None
         self._say(f"+ {shlex.join(command)}")
@@ -61,7 +62,7 @@ class Process:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", LEASH, *command] if leash else command,
                 cwd=ROOT,
-                env={"NPROC": str(threads), **os.environ},
+                env={"NPROC": str(threads), **os.environ, "PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,

@@ -31,10 +31,12 @@ def make_gymnasium(env_id: str, env_kwargs: str = "{}", **more: Any) -> gym.Env:
     if module:
         try:
             importlib.import_module(module)
-        except Exception as error:  # whatever somebody's own code does
+        except (Exception, SystemExit) as error:  # whatever somebody's own code does
             raise UserError(f"cannot import {module!r} for environment {env_id!r} ({one_line(error)})") from None
     if name not in gym.registry:
-        known = {*gym.registry, *(vars(sys.modules[module]) if module else ())}  # a class in JAX is named in its module
+        own = vars(sys.modules[module]).values() if module else ()  # of environments in JAX the classes are named
+        classes = [x for x in own if isinstance(x, type) and x.__module__ == module and not issubclass(x, gym.Env)]
+        known = [*gym.registry, *(x.__name__ for x in classes)]
         hint = did_you_mean(name, known, "see `gymnasium.pprint_registry()`")
         where = f"{module} neither registers nor has {name!r}" if module else f"unknown environment {env_id!r}"
         raise UserError(f"{where}; {hint}")

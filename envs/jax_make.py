@@ -41,7 +41,7 @@ def is_jax(env_id: str) -> bool:
     if env_id.startswith(tuple(f"{library}/" for library in LIBRARIES)):
         return True
     module, _, name = env_id.rpartition(":")
-    with contextlib.suppress(Exception):  # a module that cannot be imported is reported where it is asked for
+    with contextlib.suppress(Exception, SystemExit):  # a module that cannot be imported is reported by who needs it
         return bool(module) and hasattr(importlib.import_module(module), name) and name not in gym.registry
     return False
 

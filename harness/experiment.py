@@ -148,9 +148,9 @@ class Experiment:
 
 
 def script_of(Args: type[Experiment]) -> str:
-    """The name of the script that a class of arguments belongs to; in a notebook that of its module."""
-    module = sys.modules[Args.__module__]
-    return Path(getattr(module, "__file__", None) or module.__name__).stem
+    """The name of the script that a class of arguments belongs to; "experiment" in a notebook, which is no file."""
+    file = getattr(sys.modules.get(Args.__module__), "__file__", None)
+    return Path(file).stem if file else "experiment" if Args.__module__ == "__main__" else Args.__module__
 
 
 def flag(name: str) -> str:

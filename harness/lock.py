@@ -50,10 +50,14 @@ def lock(folder: Path, new: bool = False) -> int:
     return file
 
 
-def unlock(file: int, folder: Path) -> None:
-    """Releases what `lock` returned. A folder in which no run began, as memory ran out before it, is removed."""
+def unlock(file: int, folder: Path, ours: bool) -> None:
+    """Releases what `lock` returned.
+
+    Args:
+      ours: nobody else knows of the folder: it is removed where no run began in it, as memory ran out before.
+    """
     with contextlib.suppress(OSError):
-        if {path.name for path in folder.iterdir()} == {"lock"}:
+        if ours and {path.name for path in folder.iterdir()} == {"lock"}:
             (folder / "lock").unlink()
             folder.rmdir()
     os.close(file)

@@ -61,7 +61,7 @@ class Progress:
         self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
 
     def update(self, step: int, last_return: float) -> None:
-        known = math.isfinite(last_return)  # an episode has ended
+        known = not math.isnan(last_return)  # an episode has ended
         if self.bar is not None:
             self.bar.set_postfix_str(f"return {last_return:.1f}" if known else "", refresh=False)
             self.bar.update(step - self.bar.n)

@@ -69,7 +69,7 @@ def commit_and_changes() -> tuple[str | None, dict[str, str | None] | None]:
             return None
 
     commit = git("rev-parse", "HEAD")
-    changed = git("diff", "HEAD", "--name-only", "-z", "--", "*.py", ":!tests")
+    changed = git("diff", "HEAD", "--name-only", "--relative", "-z", "--", "*.py", ":!tests")
     tracked = git("ls-files", "-z")
     if commit is None or changed is None or tracked is None:
         return commit and commit.strip(), None
@@ -100,8 +100,9 @@ def changed_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     old, new = (of.get("git_changes", {}) for of in (before, now))
     if not isinstance(old, dict):  # names alone: of a run from before there were digests
         old = dict.fromkeys(old, "unknown")
-    as_committed = "as committed"
-    return sorted(x for x in old.keys() | new.keys() if old.get(x, as_committed) != new.get(x, as_committed))
+    # What is no longer among them is as committed: as it was, if that was committed since.
+    gone = [name for name in old if name not in new and old[name] != digest(name)]
+    return sorted([name for name in new if old.get(name, "as committed") != new[name]] + gone)
 
 
 def device() -> str:

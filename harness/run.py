@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from envs import Environment, Episode
+from envs import Environment, Episode, UserError
 from harness import provenance
 from harness.checkpoint import Checkpoints
 from harness.clock import compile_seconds
 from harness.devices import keep_compiled, new_training
 from harness.experiment import Experiment
-from harness.folder import RunFolder
+from harness.folder import RunFolder, RunFolderError
 from harness.guard import not_finite, say_evaluation
 from harness.lock import lock, unlock
 from harness.log import Log, check_wandb, start_wandb
@@ -58,12 +58,14 @@ class Run:
         self._signals.install()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, error, traceback) -> None:
+        if self.step and isinstance(error, Exception) and not isinstance(error, UserError | RunFolderError):
+            say(self._go_on())  # an environment failed, or memory ran out
         for part in (*self._open, self._checkpoints, self.env):
             with contextlib.suppress(Exception):  # a full disk was reported before
                 part.close()
         self._signals.remove()
-        unlock(self._lock, self.folder.path)
+        unlock(self._lock, self.folder.path, ours=self.args.run_name is None)
 
     def start(self, init_training: Callable[[jax.Array], Any]) -> Any:
         """The state of every seed's training, leaves `[S, ..]`: new, or that of the last intact checkpoint.
@@ -104,7 +106,6 @@ class Run:
         """
         episodes, metrics = jax.device_get((episodes, metrics))  # waits, so that the time measured is the chunk's
         if self.env.error:
-            say(self._go_on())
             raise self.env.error
         seconds = time.monotonic() - self._chunk_begin - compile_seconds(self._chunk_begin)
         if any(np.isfinite(values).any() for values in metrics.values()):

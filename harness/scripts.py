@@ -11,7 +11,7 @@ def import_script(name: str) -> Any:
     """The module of a script, as in `import_script("sac_jax")`. Raises UserError."""
     try:
         module = importlib.import_module(name)
-    except Exception as error:  # whatever somebody's own code does
+    except (Exception, SystemExit) as error:  # whatever somebody's own code does
         if isinstance(error, ModuleNotFoundError) and error.name == name:
             raise UserError(f"no script {name!r} in the current folder or in PYTHONPATH") from None
         raise UserError(f"cannot import the script {name!r} ({one_line(error)})") from None

@@ -313,7 +313,9 @@ def test_what_cannot_be_written_or_listed_is_one_line(tmp_path, monkeypatch, cap
     assert leaving.value.code == 2 and "there are no CSV files in" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["def", "1 / 0", "undefined", "import no_such_package", "raise OSError('a\\nb')"])
+@pytest.mark.parametrize(
+    "content", ["def", "1 / 0", "undefined", "import no_such", "exit(3)", "raise OSError('a\\nb')"]
+)
 def test_a_script_that_cannot_be_imported_is_one_line(tmp_path, monkeypatch, content):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "half_written.py").write_text(content)

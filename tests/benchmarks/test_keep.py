@@ -61,7 +61,7 @@ def test_a_copy_does_not_say_where_it_was_trained(run, tmp_path):
     mine = tmp_path / "mine"
     shutil.copytree(run, mine)
     own = {"run_name": "mine", "wandb_project_name": "secret", "wandb_entity": "me", "runs_folder": str(tmp_path)}
-    changed = {"sac_jax.py": "0123456789ab", "/home/me/mine.py": None}
+    changed = {"/home/me/a/mine.py": "b", "/home/me/mine.py": None, "sac_jax.py": "0123456789ab"}
     versions = {**json.loads((run / "versions.json").read_text()), "git_changes": changed}
     versions["resumed"] = [{**versions, "step": 200, "jax": "0.0.1", "git_changes": [*changed]}]  # by an older commit
     (mine / "args.json").write_text(json.dumps(RunFolder(run).stored_args() | own))
@@ -69,8 +69,8 @@ def test_a_copy_does_not_say_where_it_was_trained(run, tmp_path):
     copy = tmp_path / "copy"
     keep.keep(mine, 1, copy)
     first, later = RunFolder(copy).versions()
-    assert first["git_changes"] == {"sac_jax.py": "0123456789ab", "mine.py": None}
-    assert later["git_changes"] == {"sac_jax.py": None, "mine.py": None}
+    assert first["git_changes"] == {"mine.py": "b", "mine.py (2)": None, "sac_jax.py": "0123456789ab"}
+    assert later["git_changes"] == {"mine.py": None, "mine.py (2)": None, "sac_jax.py": None}
     assert (first["step"], later["step"], first["git_commit"]) == (0, 200, versions["git_commit"])
     for path in ("args.json", "versions.json", "summary.json"):
         text = (copy / path).read_text()

@@ -4,10 +4,12 @@ import re
 
 import pytest
 
-from benchmarks import figures
+from benchmarks import export, figures
 from benchmarks.pages import ROOT, filled, main, pages
 from benchmarks.results import ALGORITHMS, FAMILIES, load
 from benchmarks.tables import SETTINGS, TABLES
+from envs import UserError
+from tests.benchmarks.conftest import made_up_rows
 
 
 @pytest.fixture
@@ -22,7 +24,11 @@ def call(monkeypatch, capsys):
     def call(*words):
         monkeypatch.setattr("sys.argv", ["pages", *map(str, words)])
         capsys.readouterr()
-        return main(), capsys.readouterr()
+        try:
+            status = main()
+        except SystemExit as leaving:
+            status = leaving.code
+        return status, capsys.readouterr()
 
     monkeypatch.setattr(figures, "draw_figures", draw_figures)
     return call
@@ -72,47 +78,53 @@ def test_any_subset_of_results(checkout, tmp_path, call, present):
     assert page.read_text().count("No results for the table") >= (4 if present else len(TABLES) - len(SETTINGS))
 
 
-@pytest.mark.parametrize("end", ["cut", "x"])
-def test_a_damaged_file_is_named_in_one_line(checkout, tmp_path, call, end, capsys):
+@pytest.mark.parametrize("end", ["cut", "x", "\udcff"])
+def test_a_damaged_file_is_named_in_one_line(checkout, tmp_path, call, end):
     """A row that was cut off, as by a full disk, and one with a word where a number belongs."""
     path = tmp_path / "sac_jax__Hopper-v4.csv"
     header, *lines = (checkout / "benchmarks" / "results" / path.name).read_text().splitlines()
     cells = lines[-1].split(",")
     lines[-1] = ",".join(cells[:8]) if end == "cut" else ",".join([*cells[:5], end, *cells[6:]])
-    path.write_text("\n".join([header, *lines]))
-    with pytest.raises(SystemExit) as leaving:
-        call("--tables", "--results", tmp_path)
-    printed = capsys.readouterr().err
-    assert leaving.value.code == 2 and printed.startswith(f"error: {path} is damaged: ") and printed.count("\n") == 1
+    path.write_text("\n".join([header, *lines]), errors="surrogateescape")
+    status, printed = call("--tables", "--results", tmp_path)
+    assert status == 2 and printed.err.startswith(f"error: {path} is damaged: ") and printed.err.count("\n") == 1
+    if end != "x":  # which export leaves alone
+        with pytest.raises(UserError, match=r" is damaged: "):
+            export.read_csv(path)
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(checkout, tmp_path, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_written_is_one_line(checkout, tmp_path, call):
     path = "sac_jax__Hopper-v4.csv"
     (tmp_path / path).write_bytes((checkout / "benchmarks" / "results" / path).read_bytes())
-    (tmp_path / "results.md").mkdir()
-    monkeypatch.setattr("sys.argv", ["pages", "--tables", "--results", str(tmp_path)])
-    with pytest.raises(SystemExit) as leaving:
-        main()
-    assert leaving.value.code == 2
-    assert capsys.readouterr().err == f"error: cannot write {tmp_path / 'results.md'}: Is a directory\n"
+    (tmp_path / "results.md").symlink_to("/dev/full")
+    status, printed = call("--tables", "--results", tmp_path)
+    assert status == 2 and printed.err == f"error: cannot write {tmp_path / 'results.md'}: No space left on device\n"
+    (tmp_path / "figures").touch()
+    status, printed = call("--results", tmp_path)
+    assert status == 2 and printed.err == f"error: cannot write {tmp_path / 'figures'}: File exists\n"
 
 
-def test_algorithms_of_ones_own_stand_beside_those_of_their_environments(checkout, tmp_path, call):
-    source = checkout / "benchmarks" / "results"
-    for path in source.glob("ppo_jax__*.csv"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-        own = path.name.replace("ppo_jax", "my_idea")
-        (tmp_path / own).write_text(path.read_text().replace("ppo_jax", "my_idea"))
-    before = dict(FAMILIES), dict(ALGORITHMS)
+def test_algorithms_of_ones_own_stand_beside_those_whose_runs_theirs_are_like(checkout, tmp_path, call):
+    """By length and steps between evaluations. Settings of our own scripts, `ppo_ent0.01` here, are no algorithms."""
+    before, ends = (dict(FAMILIES), dict(ALGORITHMS)), {"ppo_ent0.01": 3}
+    names = {"sac_jax": 10_000, "my_sac": 10_000, "ppo_jax": 40_000, "my_ppo": 40_000, "ppo_ent0.01": 40_000}
+    for name, every in names.items():
+        script = "ppo_jax" if name == "ppo_ent0.01" else name
+        for seed in (1, 2, 3):
+            rows = made_up_rows(name, "Hopper-v4", seed, ends.get(name, 15), 10, every=every, script=script)
+            export.merge(rows, tmp_path)
     assert call("--tables", "--results", tmp_path)[0] == 0
     page = (tmp_path / "results.md").read_text()
-    assert "| Environment | steps | seeds | PPO | my_idea |" in page and "| Hopper-v4 | my_idea |" in page
-    assert "my_idea against PPO" in page
+    for kin, own, steps in (("SAC", "my_sac", "150k"), ("PPO", "my_ppo", "600k")):
+        assert f"| Environment | steps | seeds | {kin} | {own} |" in page and f"| Hopper-v4 | {own} | {steps} |" in page
+        assert page.count(f"{own} against {kin} |") == page.count(f"{own} against ") == 2
+    assert "ppo_ent0.01 against" not in page and "| ppo_ent0.01 | Hopper-v4 | 120k |" in page
     assert (dict(FAMILIES), dict(ALGORITHMS)) == before
-    for path in tmp_path.glob("ppo_jax__*.csv"):
-        path.unlink()
-    assert call("--tables", "--results", tmp_path)[0] == 0  # alone it is drawn, too
-    assert "| Environment | steps | seeds | my_idea |" in (tmp_path / "results.md").read_text()
+    for path in tmp_path.glob("*.csv"):
+        if not path.name.startswith("my_ppo"):
+            path.unlink()
+    assert call("--tables", "--results", tmp_path)[0] == 0  # alone it is shown, too
+    assert "| Environment | steps | seeds | my_ppo |" in (tmp_path / "results.md").read_text()
 
 
 def test_unknown_table_is_refused(tmp_path, call):

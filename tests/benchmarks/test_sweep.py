@@ -234,8 +234,8 @@ def test_other_settings_are_another_run(call, tmp_path):
     assert "0 runs to do" in call("--dry-run", entries=[entry(flags="--checkpoint-frequency 500")]).out
 
 
-def test_code_that_has_changed_since_is_named(call, tmp_path):
-    """Of what was in no commit; the runs are not repeated."""
+def test_code_that_has_changed_since_is_named(call, tmp_path, monkeypatch):
+    """Of what was in no commit, then or now; the runs are not repeated."""
     call(entries=[entry()])
     (folder,) = (tmp_path / "runs").glob("*__a__*")
     mine = tmp_path / "mine.py"
@@ -243,21 +243,32 @@ def test_code_that_has_changed_since_is_named(call, tmp_path):
     versions = json.loads((folder / "versions.json").read_text())
     versions["git_changes"] = {str(mine): provenance.digest(str(mine))}
     (folder / "versions.json").write_text(json.dumps(versions))
+    monkeypatch.setattr(provenance, "commit_and_changes", lambda: ("0123456", {str(mine): "0", "/other/idea.py": "1"}))
     assert "other code" not in call(entries=[entry()]).out
-    for change in (lambda: mine.write_text("loss = 2\n"), mine.unlink):
-        change()
-        out = call(entries=[entry()]).out
-        assert f".. with other code of {mine}: they stay; another --runs folder runs all anew\n" in out
-        assert "0 runs to do (0 resumed), 1 already" in out
+    mine.write_text("loss = 2\n")
+    out = call(entries=[entry()]).out
+    assert f".. with other code than now of {mine}: what has finished stays, the rest goes on with that of now" in out
+    assert "0 runs to do (0 resumed), 1 already" in out
+    mine.unlink()  # or on another machine
+    assert "other code" not in call(entries=[entry()]).out
+    monkeypatch.setattr(provenance, "commit_and_changes", lambda: ("0123456", {"sac_jax.py": "0"}))
+    assert ".. with other code than now of sac_jax.py: " in call(entries=[entry()]).out
 
 
 def test_a_script_is_found_where_it_lies(call, tmp_path, monkeypatch):
-    """By its name alone, in a folder that Python looks in and runs are not started in."""
-    elsewhere = tmp_path / "else where"
+    """By its name alone, in a folder that Python looks in and runs are not started in; also through a link."""
+    elsewhere, tiny = tmp_path / "else where", ROOT / "tests" / "harness" / "tiny_jax.py"
     elsewhere.mkdir()
-    shutil.copy(SCRIPT, elsewhere / "stand_in_too.py")
+    shutil.copy(tiny, elsewhere / "tiny_copy.py")
+    (elsewhere / "tiny_link.py").symlink_to(elsewhere / "tiny_copy.py")
     monkeypatch.syspath_prepend(elsewhere)
-    assert "1 runs finished now, 0 failed" in call(entries=[entry(script="stand_in_too.py")]).out
+    monkeypatch.delenv("PYTHONPATH")  # what the scripts import is found all the same
+    for name in ("tiny_copy", "tiny_link"):
+        own = entry("tiny", script=f"{name}.py", envs=["Pendulum-v1"], steps=100, flags="--eval-episodes 1")
+        assert "1 runs finished now, 0 failed" in call(entries=[own]).out
+        monkeypatch.delitem(sys.modules, name)
+    scripts = {RunFolder(path).stored_args()["script"] for path in (tmp_path / "runs").glob("*tiny*")}
+    assert scripts == {"tiny_copy", "tiny_link"}
     command = call("--dry-run", entries=[entry(script="sac_jax.py", steps=9000)]).out.splitlines()[1]
     assert command.split()[1] == "sac_jax.py"
 

@@ -338,4 +338,4 @@ def test_settings_are_the_defaults_of_the_scripts():
     assert "| `--kl-bound` | - | - | 0.2 | - | - |" in off
     assert on[0] == "| argument | PPO | DiffPPO |" and "| `--ent-coef` | 0.0 | - |" in on
     assert {"| `--num-envs` | 8 | 8 |", "| `--alpha` | - | 0.001 |"} <= {*on}
-    assert not any("exp-name" in line for line in off + on)  # its default is the script's name
+    assert not any("env-id" in line for line in off + on)  # of the arguments that all have

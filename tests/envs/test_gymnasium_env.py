@@ -193,7 +193,9 @@ def test_module_prefix_imports_the_environment():
     assert env.observation_size == 6
 
 
-@pytest.mark.parametrize("content", ["def", "1 / 0", "undefined", "import no_such_package", "raise OSError('a\\nb')"])
+@pytest.mark.parametrize(
+    "content", ["def", "1 / 0", "undefined", "import no_such", "exit(3)", "raise OSError('a\\nb')"]
+)
 def test_a_module_that_cannot_be_imported_is_one_line(tmp_path, monkeypatch, content):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "half_written_env.py").write_text(content)
@@ -206,8 +208,9 @@ def test_a_module_that_cannot_be_imported_is_one_line(tmp_path, monkeypatch, con
 def test_a_name_that_a_module_has_not(tmp_path, monkeypatch):
     """Neither as a class in JAX nor registered with Gymnasium: what is near of both is named."""
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "points.py").write_text("class Point:\n    pass\n")
-    with pytest.raises(UserError, match=r"^points neither registers nor has 'Pointt'; did you mean Point\b"):
+    text = "import gymnasium\nfrom types import SimpleNamespace as Pointts\n\n\nclass Point:\n    pass\n\n\n"
+    (tmp_path / "points.py").write_text(text + "class Pointtt(gymnasium.Env):\n    pass\n")
+    with pytest.raises(UserError, match=r"^points neither registers nor has 'Pointt'; did you mean Point\?$"):
         make_env("points:Pointt", 1)
     with pytest.raises(UserError, match=r"^tests.envs.test_gymnasium_env neither .* has 'Gird-v0'; .*Grid-v0"):
         make_env("tests.envs.test_gymnasium_env:Gird-v0", 1)

@@ -118,8 +118,12 @@ def test_a_folder_in_which_no_run_began_is_removed(folder, tmp_path):
         file = lock(path, new=True)
         if path == taken:
             (path / "notes").touch()
-        unlock(file, path)
-    unlock(lock(folder.path), folder.path)
+        unlock(file, path, ours=True)
+    unlock(lock(folder.path), folder.path, ours=True)
+    known = tmp_path / "known"  # by its name: somebody may wait for its lock
+    known.mkdir()
+    unlock(lock(known, new=True), known, ours=False)
+    assert known.exists() and not held(known)
     assert not empty.exists() and {path.name for path in taken.iterdir()} == {"lock", "notes"}
     assert (folder.path / "args.json").exists() and not held(folder.path)
 

@@ -60,8 +60,11 @@ def test_a_run_of_committed_code_is_of_its_commit(checkout, monkeypatch):
     assert provenance.changes(before, provenance.versions()) == ["the code of größe.py"]
     names_alone = before | {"git_changes": ["größe.py"]}  # of an older run, which may have had this code or another
     assert provenance.changes(names_alone, before) == ["the code of größe.py"]
+    # Without the file among the changes it is as committed, which may be what ran, committed since, or not.
     clean = {name: value for name, value in before.items() if name != "git_changes"} | {"git_dirty": False}
-    assert provenance.changes(before, clean) == ["git_dirty True -> False", "the code of größe.py"]
+    for content, words in (("rate = 2\n", []), ("rate = 1\n", ["the code of größe.py"])):
+        (checkout / "größe.py").write_text(content)
+        assert provenance.changes(before, clean) == ["git_dirty True -> False", *words]
 
 
 def test_a_run_of_code_that_git_does_not_know_is_of_no_commit(checkout, tmp_path_factory, monkeypatch):

@@ -325,17 +325,21 @@ def test_a_checkpoint_that_could_not_be_begun_is_not_named(error, tmp_path, monk
     assert done.stderr.endswith("stopped at step 100; there is no checkpoint yet\n")
 
 
-@pytest.mark.parametrize("at, last", [(330, 300), (70, None)])
-def test_an_environment_that_breaks_says_from_where_to_go_on(at, last, tmp_path):
-    """Its own traceback stays: it is somebody's own code that has failed."""
-    breaking = {"env-id": "tests.environments:Breaking-v0", "env-kwargs": f'{{"at": {at}}}', "eval-frequency": 800}
+@pytest.mark.parametrize("at, evaluated, step, last", [(330, 800, 300, 300), (70, 800, 50, None), (330, 200, 200, 100)])
+def test_an_environment_that_breaks_says_from_where_to_go_on(at, evaluated, step, last, tmp_path):
+    """Its own traceback stays: it is somebody's own code that has failed, in training or in an evaluation."""
+    breaking = {
+        "env-id": "tests.environments:Breaking-v0",
+        "env-kwargs": f'{{"at": {at}}}',
+        "eval-frequency": evaluated,
+    }
     done = run(TINY, {**SETTINGS, **breaking, "runs-folder": tmp_path}, status=1)
     assert done.stderr.endswith("ValueError: the joint is broken\n")
     (folder,) = tmp_path.iterdir()
     then = f"from step {last} continue with: python {ROOT / TINY} --resume {folder}"
-    said = f"stopped at step {at // 50 * 50}; {then if last else 'there is no checkpoint yet'}"
+    said = f"stopped at step {step}; {then if last else 'there is no checkpoint yet'}"
     assert done.stdout.splitlines()[-1] == said
-    assert checkpoints_of(folder) == ([last - 100, last] if last else [])
+    assert checkpoints_of(folder)[-1:] == ([last] if last else [])
 
 
 def test_a_missing_lock_costs_nothing(tmp_path):
