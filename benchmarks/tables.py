@@ -401,6 +401,8 @@ MAIN_QUANTITIES = (
     "DiffSAC, K = 8 update / SAC update",
     "DiffWPO, K = 8 update / DiffSAC update",
     "DiffCrossQ, K = 8 update / CrossQ update",
+    "SAC, one action",
+    "DiffSAC, K = 8, one action / SAC's",
     "sac_jax.py / SBX .* SAC, steps/s",
     "diffppo_jax.py / ppo_jax.py, K = 8, steps/s",
     "ppo_jax.py / CleanRL PPO, one environment, steps/s",
@@ -415,8 +417,8 @@ def speed_table(path: Path, main: bool = False) -> str:
     rows = [row for row in read_rows(path) if shown.fullmatch(row["quantity"])]
     cells = [[row["quantity"], row["value"], row["how"], row["device"], row["commit"][:7]] for row in rows]
     below = (
-        "Median over the rounds, in brackets the smallest and the largest. Ratios of updates are of times: above 1 is"
-        " slower. Ratios of steps/s: above 1 is faster."
+        "Median over the rounds, in brackets the smallest and the largest. Ratios of updates and of"
+        " actions are of times: above 1 is slower. Ratios of steps/s: above 1 is faster."
     )
     return markdown(["Quantity", "Value", "Measured", "device", "commit"], cells, below=below)
 
