@@ -23,7 +23,7 @@ from benchmarks.results import (
     speed,
     stem,
 )
-from benchmarks.tables import common_seeds, thousands
+from benchmarks.tables import common_seeds, span, thousands
 
 
 def panels_of(rows: int, columns: int, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
@@ -107,7 +107,7 @@ def aggregate_figure(results: Results) -> Figure | None:
             axis.plot(value, row, style.marker, color=style.colour)
         env_ids = ", ".join(stem(env_id).removeprefix("playground/") for env_id in pair.steps)
         steps = " or ".join(thousands(steps) for steps in sorted(set(pair.steps.values())))
-        seeds = " or ".join(map(str, pair.seeds))
+        seeds = span(pair.seeds)
         title = f"{label(pair.name)} vs {label(pair.base)}, {pair.policy}"
         names.append(f"{title}, p = {pair.p:.2g}\n{env_ids}; {steps}; {seeds} seeds")
     for axis, equal, title in (
@@ -145,7 +145,7 @@ def ablation_figure(results: Results) -> Figure | None:
             top.plot(levels, [values.mean() for values in of_level], line, color=colour, label=policy)
             largest = max(largest, *(values.max() for values in of_level))
         bottom.plot(levels, [speed(of_k) for of_k in curves.values()], "-s", color="#08306b")
-        counts = " or ".join(map(str, sorted({len(of_k) for of_k in curves.values()})))
+        counts = span({len(of_k) for of_k in curves.values()})
         top.set_title(f"{title}\n{thousands(limit)} steps, {counts} seeds (open: single seeds)", fontsize=9)
         top.set_ylabel("return")
         bottom.set_ylabel("steps/s")

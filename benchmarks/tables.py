@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import itertools
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,12 @@ def common_seeds(curves: dict[str, list[Curve]]) -> str:
     return "; ".join(parts + [f"others: {most}"] * (count > 1))
 
 
+def span(counts: Iterable[int]) -> str:
+    """'3', or '3 to 5'."""
+    few, most = min(counts), max(counts)
+    return f"{most}" if few == most else f"{few} to {most}"
+
+
 def settings_text(arguments: str) -> str:
     """A run's arguments without its length and its evaluations, which have columns of their own or none."""
     return f"`{settings}`" if (settings := settings_of(arguments)) else "defaults"
@@ -195,8 +202,7 @@ def verdicts(results: Results, short: bool = False) -> str:
             if ratios:
                 verdict = verdict_of(compare(results, name, base, policy), ratios)
                 each = ", ".join(f"{ratio:.2f} on {env_id}" for env_id, ratio in ratios.items())
-                few, most = min(counts), max(counts)
-                seeds = f"{most} seed{'s' * (most > 1)}" if few == most else f"{few} to {most} seeds"
+                seeds = f"{span(counts)} seed{'s' * (counts != {1})}"
                 where = " (Playground)" if family == "playground" else ""
                 title = f"**{label(name)} over {label(base)}{where}**, {MEASURES[policy]}, {seeds}"
                 lines.append(f"- {title}: {verdict}. {each}.")
@@ -307,7 +313,7 @@ def aggregate_table(results: Results) -> str:
     for pair in pairs(results):
         title = f"{label(pair.name)} against {label(pair.base)}"
         env_ids = ", ".join(f"{env_id} {thousands(steps)}" for env_id, steps in pair.steps.items())
-        seeds = " or ".join(map(str, pair.seeds))
+        seeds = span(pair.seeds)
         statistics = [estimate(*pair.iqm), f"{pair.base_iqm:.2f}", estimate(*pair.improvement), f"{pair.p:.2g}"]
         rows.append([title, pair.policy, env_ids, seeds, *statistics])
     below = (

@@ -339,3 +339,7 @@ def test_settings_are_the_defaults_of_the_scripts():
     assert on[0] == "| argument | PPO | DiffPPO |" and "| `--ent-coef` | 0.0 | - |" in on
     assert {"| `--num-envs` | 8 | 8 |", "| `--alpha` | - | 0.001 |"} <= {*on}
     assert not any("env-id" in line for line in off + on)  # of the arguments that all have
+
+
+def test_numbers_of_seeds():
+    assert [tables.span(counts) for counts in ({3}, [3, 3], {10, 3, 5})] == ["3", "3", "3 to 10"]
