@@ -29,6 +29,7 @@ from harness.agents import read_agents
 from harness.checkpoint import newest_intact
 from harness.cli import one_line_errors
 from harness.log import HEADER
+from harness.provenance import digests
 from harness.record import run_score
 from harness.seal import seal
 
@@ -89,12 +90,10 @@ def median(runs: list[Path]) -> tuple[Path, int]:
 
 def without_folders(versions: dict[str, Any]) -> dict[str, Any]:
     """What a run ran with; changed files that are in no commit without their folders."""
-    changed = versions.get("git_changes", {})
     names: dict[str, str | None] = {}
-    for path in changed:
+    for path, digest in digests(versions).items():
         name = Path(path).name if Path(path).is_absolute() else path
         count = sum(other.split(" (")[0] == name for other in names)  # two packages have an __init__.py each
-        digest = changed[path] if isinstance(changed, dict) else None  # of older runs the names alone
         names[f"{name} ({count + 1})" if count else name] = digest
     return {**versions, **({"git_changes": names} if names else {})}
 

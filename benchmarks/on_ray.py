@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from benchmarks.work import ROOT, Process, Work, signals
+from benchmarks.work import Process, Work, python_path, signals
 
 DEFAULTS = {"num_cpus": 1, "max_retries": 10}
 LOOK = 0.5  # seconds
@@ -66,13 +66,12 @@ class Engine:
 
     def run(self, works: list[Work], begin: Callable[[Work], bool], ended: Callable[[Work], None]) -> None:
         """Runs what `begin` agrees to; `ended` is told of each that has run. Raises ValueError: no Ray there."""
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         address = os.environ.get("RAY_ADDRESS") or "local"
         try:
             check(address)
             ray.init(
                 address,
-                runtime_env={"env_vars": {"PYTHONPATH": path}},
+                runtime_env={"env_vars": {"PYTHONPATH": python_path()}},
                 log_to_driver=False,
                 logging_level="ERROR",
                 **({"include_dashboard": False} if address == "local" else {}),

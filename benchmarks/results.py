@@ -350,10 +350,14 @@ def pairs(results: Results) -> list[Pair]:
     """
     found = []
     for family, names in FAMILIES.items():
-        for name in names[1:]:
-            for base in dict.fromkeys((names[0], NEAREST.get(name, names[0]))):
-                found += [compare(results, name, base, policy) for policy in FAMILY_POLICIES[family]]
+        for name, base in against_bases(names):
+            found += [compare(results, name, base, policy) for policy in FAMILY_POLICIES[family]]
     return [pair for pair in found if pair]
+
+
+def against_bases(names: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Each of a family's names but the first with whom it is compared: the first, and NEAREST."""
+    return [(name, base) for name in names[1:] for base in dict.fromkeys((names[0], NEAREST.get(name, names[0])))]
 
 
 def comparable(own: np.ndarray, of_base: np.ndarray) -> bool:

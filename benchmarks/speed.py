@@ -64,16 +64,30 @@ from harness import provenance
 
 COLUMNS = ("quantity", "value", "how", "commit", "device", "versions")
 
+# ----------------------------------------------------------------------------------------------- SAC, and beside it
+
+
+def sac_and_diffsac(one: Callable, levels: tuple[int, ...], env: Any, count: int) -> dict[str, Callable[[int], float]]:
+    """`one` of SAC and of DiffSAC with each number of denoising steps, by name."""
+    which = {f"DiffSAC, K = {k}": (diffsac_jax, diffsac_jax.Args(num_denoising_steps=k)) for k in levels}
+    return {name: one(*own, env, count) for name, own in ({"SAC": (sac_jax, sac_jax.Args())} | which).items()}
+
+
+def beside_sac(seconds: dict[str, list[float]], title: str, base: str, digits: int, how: str) -> list[Row]:
+    """SAC's time, and the others' over it. `title`: a quantity, with a place for the name; `base`: SAC's in a ratio."""
+    rows = [(title.format("SAC"), median([1000 * s for s in seconds["SAC"]], digits, " ms"), how)]
+    for name in [name for name in seconds if name != "SAC"]:
+        rows.append((f"{title.format(name)} / {base}", median(ratios(seconds[name], seconds["SAC"])), how))
+    return rows
+
+
 # ------------------------------------------------------------------------------------------------------------ updates
 
 
 def updates(options: argparse.Namespace) -> list[Row]:
     """Seconds per update of each algorithm: a scan over updates on one random batch, in this process."""
     env = make_env(options.env_id, 1)
-    measures = {"SAC": one_update(sac_jax, sac_jax.Args(), env, options.updates)}
-    for k in (4, 8, 16):
-        args = diffsac_jax.Args(num_denoising_steps=k)
-        measures[f"DiffSAC, K = {k}"] = one_update(diffsac_jax, args, env, options.updates)
+    measures = sac_and_diffsac(one_update, (4, 8, 16), env, options.updates)
     for name, script in (
         ("DiffWPO, K = 8", diffwpo_jax),
         ("CrossQ", crossq_jax),
@@ -83,9 +97,7 @@ def updates(options: argparse.Namespace) -> list[Row]:
     env.close()
     seconds = in_turns(options.rounds, measures)
     how = f"{options.env_id}, batch 256, 2 x 256 units; {options.rounds} rounds of {options.updates} updates in turns"
-    rows = [("SAC update", median([1000 * s for s in seconds["SAC"]], 2, " ms"), how)]
-    for name in [name for name in seconds if name != "SAC"]:
-        rows.append((f"{name} update / SAC update", median(ratios(seconds[name], seconds["SAC"])), how))
+    rows = beside_sac(seconds, "{} update", "SAC update", 2, how)
     for name, kin in (("DiffWPO, K = 8", "DiffSAC, K = 8"), ("DiffCrossQ, K = 8", "CrossQ")):
         title = f"{name} update / {kin.removesuffix(', K = 8')} update"
         rows.append((title, median(ratios(seconds[name], seconds[kin])), how))
@@ -141,17 +153,11 @@ def updates_of(script: Any, args: Any, env: Any, count: int) -> tuple[Callable, 
 def actions(options: argparse.Namespace) -> list[Row]:
     """Milliseconds per action of the stochastic policy for a single observation, as a loop of one's own asks for it."""
     env = make_env(options.env_id, 1)
-    measures = {"SAC": one_action(sac_jax, sac_jax.Args(), env, options.actions)}
-    for k in (2, 8, 16):
-        args = diffsac_jax.Args(num_denoising_steps=k)
-        measures[f"DiffSAC, K = {k}"] = one_action(diffsac_jax, args, env, options.actions)
+    measures = sac_and_diffsac(one_action, (2, 8, 16), env, options.actions)
     env.close()
     seconds = in_turns(options.rounds, measures)
     how = f"{options.env_id}, 2 x 256 units, one observation; {options.rounds} rounds of {options.actions} in turns"
-    rows = [("SAC, one action", median([1000 * s for s in seconds["SAC"]], 3, " ms"), how)]
-    for name in [name for name in seconds if name != "SAC"]:
-        rows.append((f"{name}, one action / SAC's", median(ratios(seconds[name], seconds["SAC"])), how))
-    return rows
+    return beside_sac(seconds, "{}, one action", "SAC's", 3, how)
 
 
 def one_action(script: Any, args: Any, env: Any, count: int) -> Callable[[int], float]:

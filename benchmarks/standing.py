@@ -80,11 +80,13 @@ def outlook(stands: list[Stand]) -> list[str]:
         f"{count['stopped']} failed before; {steps:,} environment steps"
     ]
     lines += [f"{stand.job.label}: another sweep is running it" for stand in stands if stand.state == "running"]
-    begun = [RunFolder(stand.folder).versions()[:1] for stand in stands]
-    if commits := sorted({str(first["git_commit"])[:7] for versions in begun for first in versions}):
-        lines.append(f"runs already there were begun at commit {', '.join(commits)}")
+    begun = [versions for stand in stands for versions in RunFolder(stand.folder).versions()[:1]]
+    if not begun:
+        return lines
+    commits = sorted({str(versions["git_commit"])[:7] for versions in begun})
+    lines.append(f"runs already there were begun at commit {', '.join(commits)}")
     now = provenance.commit_and_changes()[1] or {}
-    if other := sorted({name for versions in begun for first in versions for name in changed_since(first, now)}):
+    if other := sorted({name for versions in begun for name in changed_since(versions, now)}):
         lines.append(
             f".. with other code than now of {', '.join(other)}: what has finished stays, the rest goes on with that of"
             " now; another --runs folder runs all anew"
@@ -94,9 +96,10 @@ def outlook(stands: list[Stand]) -> list[str]:
 
 def changed_since(versions: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The files whose code in no commit is another one than when a run began. `now`: of `commit_and_changes`."""
-    then = versions.get("git_changes", {})
-    then = then if isinstance(then, dict) else {}  # names alone, of a run from before there were digests
-    edited = [name for name in then if provenance.digest(name) not in (None, then[name])]  # None: not on this machine
+    then = provenance.digests(versions)
+    there = {name: provenance.digest(name) for name in then}
+    # None: not on this machine, or not known of an older run.
+    edited = [name for name in then if there[name] != then[name] and None not in (there[name], then[name])]
     return edited + [name for name in now if name not in then and not Path(name).is_absolute()]
 
 

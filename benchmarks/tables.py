@@ -22,6 +22,7 @@ from benchmarks.results import (
     Pair,
     Results,
     ablations,
+    against_bases,
     as_many,
     at_both_lengths,
     at_equal_steps,
@@ -38,6 +39,7 @@ from benchmarks.results import (
     stem,
 )
 from harness import RunFolder
+from harness.experiment import flag
 
 # --------------------------------------------------------------------------------------------------------------- cells
 
@@ -127,12 +129,7 @@ RATIOS = {
     "on-policy": (("diffppo_jax", "ppo_jax"), ("diffppo_jax", "ppo_std0.5")),
 }
 # The pairs of which a sentence is said: also each diffusion policy against the plainest Gaussian.
-VERDICTS = RATIOS | {
-    "off-policy": (
-        *(("diffsac_jax", "sac_jax"), ("diffwpo_jax", "sac_jax"), ("diffwpo_jax", "diffsac_jax")),
-        *(("crossq_jax", "sac_jax"), ("diffcrossq_jax", "sac_jax"), ("diffcrossq_jax", "crossq_jax")),
-    ),
-}
+VERDICTS = RATIOS | {"off-policy": tuple(against_bases(FAMILIES["off-policy"]))}
 ENTROPY = "of the stochastic policy in nats, an estimate where it is a diffusion policy"
 PPO_ENTROPY = "; of PPO that of its Gaussian before actions are clipped, of DiffPPO that of the executed action"
 SCORE = "{policy} policy: mean of the last ten evaluations of a run (last three where it has fewer than twenty)"
@@ -206,8 +203,9 @@ def verdicts(results: Results, short: bool = False) -> str:
                 where = " (Playground)" if family == "playground" else ""
                 title = f"**{label(name)} over {label(base)}{where}**, {MEASURES[policy]}, {seeds}"
                 lines.append(f"- {title}: {verdict}. {each}.")
-                acting = ratios_of_means(results, name, base, "stochastic")[0]
-                if acting and "stochastic" in FAMILY_POLICIES[family] and not short:
+                if "stochastic" not in FAMILY_POLICIES[family] or short:
+                    continue
+                if acting := ratios_of_means(results, name, base, "stochastic")[0]:
                     verdict = verdict_of(compare(results, name, base, "stochastic"), acting)
                     lines[-1] += f" Stochastic policy: {verdict}."
     return "\n".join(lines)
@@ -361,7 +359,7 @@ def settings_table(*names: str) -> str:
     for name in own:
         # what a script does not define may be one of the arguments that all have, with a default all the same
         values = [str(of_script[name]) if name in of_script else "-" for of_script in defaults]
-        rows.append([f"`--{name.replace('_', '-')}`", *values])
+        rows.append([f"`{flag(name)}`", *values])
     return markdown(["argument", *map(label, names)], rows)
 
 

@@ -25,6 +25,11 @@ os.execv(sys.argv[1], sys.argv[1:])
 END = re.compile(r"\+ exit status (-?\d+)")
 
 
+def python_path() -> str:
+    """PYTHONPATH with this checkout, in which a script or a worker that lies elsewhere would not look by itself."""
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+
+
 @dataclass(frozen=True)
 class Work:
     """What an engine needs to know of a run.
@@ -53,7 +58,6 @@ class Process:
 
     def __init__(self, work: Work, threads: int = 1, leash: bool = False):
         command = [sys.executable, *work.words]
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # for a script elsewhere
         self._log = work.log.open("a")
         self._process: subprocess.Popen | None = None
         self._say(f"+ {shlex.join(command)}")
@@ -62,7 +66,7 @@ class Process:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", LEASH, *command] if leash else command,
                 cwd=ROOT,
-                env={"NPROC": str(threads), **os.environ, "PYTHONPATH": path},
+                env={"NPROC": str(threads), **os.environ, "PYTHONPATH": python_path()},
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,

@@ -55,6 +55,7 @@ def commit_and_changes() -> tuple[str | None, dict[str, str | None] | None]:
     """The checkout's commit, and the files of code that are not as there by name, with their `digest`.
 
     None where git cannot say.
+
     These are the tracked *.py outside tests/ that were changed, and what runs (`own_code`) and is not tracked here: a
     copied script, an environment of one's own. What numbers become, tables and pages, makes no run another one.
     """
@@ -86,6 +87,15 @@ def digest(name: str) -> str | None:
         return None
 
 
+def digests(versions: dict[str, Any]) -> dict[str, str | None]:
+    """The files of `commit_and_changes` in a result of `versions`, each with its digest.
+
+    None where it was gone, and in a run from before there were digests.
+    """
+    found = versions.get("git_changes", {})
+    return found if isinstance(found, dict) else dict.fromkeys(found)
+
+
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two results of `versions`, in words."""
     left_out = ("platform", "git_changes")
@@ -97,9 +107,7 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def changed_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The files whose code differs between two results of `versions`, beyond what their commits say."""
-    old, new = (of.get("git_changes", {}) for of in (before, now))
-    if not isinstance(old, dict):  # names alone: of a run from before there were digests
-        old = dict.fromkeys(old, "unknown")
+    old, new = digests(before), digests(now)
     # What is no longer among them is as committed: as it was, if that was committed since.
     gone = [name for name in old if name not in new and old[name] != digest(name)]
     return sorted([name for name in new if old.get(name, "as committed") != new[name]] + gone)
