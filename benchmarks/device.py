@@ -10,14 +10,14 @@ Each row is one run in a process of its own, on the device that JAX picks, from 
 """
 
 import argparse
-import subprocess
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from benchmarks import speed
-from benchmarks.rounds import ROOT
+from benchmarks.rounds import ROOT, Skip, run_process
 from envs import UserError
 from harness import RunFolder, provenance
 
@@ -35,15 +35,10 @@ def commands(small: bool) -> list[list[str]]:
 
 
 def run(command: list[str], runs_folder: str, seconds: float) -> Path:
-    """Trains. Returns the run's folder; raises RuntimeError with its last line if it failed or took longer."""
+    """Trains on the device that JAX picks. Returns the run's folder; raises Skip: it failed, or took longer."""
     more = ["--eval-episodes", "1", "--eval-frequency", "1000000000", "--checkpoint-frequency", "0"]
     words = [sys.executable, *command, *more, "--runs-folder", runs_folder]
-    try:
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"not finished after {seconds:.0f} s") from None
-    if done.returncode:
-        raise RuntimeError(" ".join(done.stderr.strip().splitlines()[-1:]))
+    run_process(words, ROOT, round(seconds), JAX_PLATFORMS=os.environ.get("JAX_PLATFORMS", ""))
     (folder,) = Path(runs_folder).iterdir()
     return folder
 
@@ -89,7 +84,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as place:
             try:
                 tell(row(RunFolder(run(command, place, max(1.0, end - time.monotonic())))))
-            except RuntimeError as error:
+            except (Skip, UserError) as error:
                 failed = True
                 print(f"{' '.join(command)}: {error}", flush=True)
     return int(failed)

@@ -1,7 +1,6 @@
 """Run folders -> benchmarks/results/{exp_name}__{env_id}.csv, one file per algorithm and environment.
 
     python -m benchmarks.export runs/Hopper-v4__*          add or replace these runs' seeds
-    python -m benchmarks.export --list                     the results as entries of suite `committed`
 
 One row per seed and evaluation. Columns:
 
@@ -27,7 +26,6 @@ import contextlib
 import csv
 import dataclasses
 import fcntl
-import json
 import math
 import os
 import re
@@ -38,10 +36,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.work import may_be_cut
 from envs import UserError, one_line
 from harness import Experiment, RunFolder
-from harness.cli import one_line_errors
 from harness.experiment import flag, rules
 from harness.scripts import import_script
 
@@ -71,7 +67,10 @@ ELSEWHERE = {
 
 def script_args(script: str) -> type[Experiment]:
     """The class of a script's arguments. `script`: its name or its path. Raises UserError."""
-    return import_script(Path(script).stem).Args
+    module = import_script(Path(script).stem)
+    if Path(script).parent != Path() and Path(script).resolve() != Path(module.__file__).resolve():
+        raise UserError(f"{script} is not the script of its name that Python finds, {module.__file__}: set PYTHONPATH")
+    return module.Args
 
 
 def defaults(script: str) -> dict[str, Any]:
@@ -96,7 +95,8 @@ def arguments(script: str, values: dict[str, Any]) -> str:
         if isinstance(value, bool):
             words.append(flag(name) if value else flag(f"no_{name}"))
         else:
-            words.append(f"{flag(name)} {shlex.quote(_text(value))}")
+            several = value if isinstance(value, tuple) else (value,)
+            words.append(" ".join([flag(name), *(shlex.quote(_text(one)) for one in several)]))
     return " ".join(words)
 
 
@@ -279,51 +279,16 @@ def write_csv(path: Path, columns: Iterable[str], rows: list[dict]) -> None:
     beside.replace(path)
 
 
-def suite_entries(results: Path = RESULTS) -> list[str]:
-    """The results as lines of suites.toml. Seeds with other arguments than their neighbours get a line of their own.
-
-    Raises UserError.
-    """
-    paths = sorted(results.glob("*.csv"))
-    if not paths:
-        raise UserError(f"there are no CSV files in {results}")
-    seeds: dict[tuple, dict[int, None]] = {}  # a dict keeps the order, and each once
-    for path in paths:
-        for row in read_csv(path):
-            words, steps = shlex.split(row["arguments"]), defaults(row["script"])["total_timesteps"]
-            if "--total-timesteps" in words:
-                at = words.index("--total-timesteps")
-                steps, words = int(words[at + 1]), words[:at] + words[at + 2 :]
-            run = row["exp_name"], row["script"] + ".py", shlex.join(words), steps, row["env_id"]
-            seeds.setdefault(run, {})[int(row["seed"])] = None
-    envs: dict[tuple, list[str]] = {}
-    for (name, script, flags, steps, env_id), of_run in seeds.items():
-        envs.setdefault((name, script, flags, tuple(of_run), steps), []).append(env_id)
-    lines = []
-    for (name, script, flags, of_line, steps), env_ids in envs.items():
-        entry = {"name": name, "script": script, "flags": flags, "envs": sorted(env_ids), "seeds": of_line}
-        entry = {key: value for key, value in {**entry, "steps": steps}.items() if value != ""}
-        lines.append("{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in entry.items()) + " },")
-    return sorted(lines)
-
-
 # ------------------------------------------------------------------------------------------------------------ command
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the CSV files are")
     parser.add_argument("--allow-dirty", action="store_true", help="export runs of a changed or unknown tree")
     parser.add_argument("--allow-unfinished", action="store_true", help="export what an unfinished run has")
-    parser.add_argument("--list", action="store_true", help="print the results as entries of suite `committed`")
     options = parser.parse_args()
-    if options.list:
-        with may_be_cut(), one_line_errors():
-            print("\n".join(suite_entries(options.results)))
-        return 0
-    if not options.runs:
-        parser.error("name at least one run folder, or --list")
     refused = 0
     for folder in options.runs:
         if folder.is_file() or (folder.name == "logs" and not (folder / "args.json").exists()):

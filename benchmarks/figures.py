@@ -151,11 +151,12 @@ def ablation_figure(results: Results) -> Figure | None:
         bottom.set_ylabel("steps/s")
         if largest > 0:  # returns that are costs have no natural zero
             top.set_ylim(0, 1.1 * largest)
-        bottom.set_ylim(0, 1.1 * max(speed(of_k) for of_k in curves.values()))
+        bottom.set_ylim(bottom=0)
         top.legend(fontsize=8, frameon=False, loc="lower right")
         for axis in (top, bottom):
             axis.set_xscale("log", base=2)
             axis.set_xticks(levels, [str(k) for k in levels])
+            axis.set_xlim(levels[0] / 1.2, levels[-1] * 1.2)  # also where no speed is known
             axis.grid(alpha=0.3)
         bottom.set_xlabel("denoising steps K")
     figure.tight_layout()

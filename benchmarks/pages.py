@@ -36,7 +36,7 @@ def pages(root: Path) -> list[Path]:
 
 
 def filled(text: str, place: Path, results: Results, folder: Path, figures: Path) -> str:
-    """A page's text with its tables and links to figures made anew. Raises KeyError for a table that nobody makes.
+    """A page's text with its tables and links to figures made anew. Raises UserError for a table that nobody makes.
 
     Args:
       place: the folder of the page. folder: the benchmarks folder. figures: the folder of the figures.
@@ -45,6 +45,8 @@ def filled(text: str, place: Path, results: Results, folder: Path, figures: Path
 
     def replace(match):
         if name := match["table"]:
+            if name not in TABLES:
+                raise UserError(f"a page in {place} asks for the table {name!r}; there are {', '.join(TABLES)}")
             content = TABLES[name](results, folder) or f"No results for the table '{name}' yet."
         elif (figures / f"{match['figure']}.png").exists():
             content = f"![{match['caption']}]({link}/{match['figure']}.png)"
@@ -103,10 +105,7 @@ def make_pages(options: argparse.Namespace) -> None:
         else:
             texts = {page: page.read_text() for page in pages(options.root)}
         for page, text in texts.items():
-            try:
-                new = filled(text, page.parent, results, folder, figures)
-            except KeyError as error:
-                raise UserError(f"{page} asks for the table {error}; there are {', '.join(TABLES)}") from None
+            new = filled(text, page.parent, results, folder, figures)
             if new != text:
                 with writing(page):
                     page.write_text(new)

@@ -310,10 +310,12 @@ def rank_sum_test(sample: Sample, base: Sample) -> tuple[float, bool]:
 
 
 def interval(statistic: Callable[..., np.ndarray], *samples: Sample) -> tuple[float, float]:
-    """95 % percentile interval of statistic(*samples): seeds are resampled within each environment and sample.
+    """95 % percentile interval of statistic(*samples): seeds are resampled within each environment and sample."""
+    return _interval(statistic, *(tuple(map(tuple, sample)) for sample in samples))
 
-    Not by scipy.stats.bootstrap, which refuses a sample of one seed.
-    """
+
+@cache  # a page asks for the same pairs in several tables
+def _interval(statistic: Callable[..., np.ndarray], *samples: tuple[tuple[float, ...], ...]) -> tuple[float, float]:
     rng = np.random.default_rng(0)
     drawn = [[rng.choice(values, (RESAMPLES, len(values))) for values in sample] for sample in samples]
     low, high = np.percentile(statistic(*drawn), [2.5, 97.5])

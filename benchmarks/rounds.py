@@ -41,16 +41,17 @@ def ratios(above: list[float], below: list[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
-def run_process(command: list[str], cwd: Path, **more: str) -> str:
-    """What the process printed. Raises Skip: it failed, with its last line, or took too long.
+def run_process(command: list[str], cwd: Path, seconds: float | None = None, **more: str) -> str:
+    """What the process printed. Raises Skip: it failed, with its last line, or took longer than `seconds` (TIMEOUT).
 
     `more`: environment variables.
     """
+    seconds = seconds or TIMEOUT
     env = {**os.environ, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"), **more}
     try:
-        done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=TIMEOUT)
+        done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise Skip(f"{' '.join(command[:3])} .. not finished after {TIMEOUT} s") from None
+        raise Skip(f"{' '.join(command[:3])} .. not finished after {seconds:g} s") from None
     if done.returncode:
         raise Skip(f"{' '.join(command[:3])} .. failed: {' '.join(done.stderr.strip().splitlines()[-1:])}")
     return done.stdout

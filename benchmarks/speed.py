@@ -1,13 +1,12 @@
 """Speed of the scripts, side by side: what is compared runs in turns, so that other load on the machine meets both.
 
     python -m benchmarks.speed                         all rows that can be measured here
-    python -m benchmarks.speed --rows updates startup  some of them
+    python -m benchmarks.speed --rows updates actions  some of them
     python -m benchmarks.speed --save                  also into benchmarks/speed.csv, which the tables show
 
 Rows:
     updates   one update of each off-policy script, as a multiple of SAC's or of its nearest kin's
     actions   one action of a trained agent's kind, from an observation in NumPy to an action in NumPy
-    startup   seconds from the command to the first environment step
     seeds     --num-seeds 4 against four runs one after another
     sbx       SAC's and CrossQ's steps/s against SBX's; needs --peers-python
     ppo       PPO's steps/s against CleanRL's; needs --peers-python and --cleanrl
@@ -26,9 +25,7 @@ import argparse
 import importlib.metadata
 import os
 import platform
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +45,6 @@ from benchmarks.results import read_rows
 from benchmarks.rounds import (
     PPO_STEPS,
     ROOT,
-    TIMEOUT,
     Row,
     Skip,
     in_turns,
@@ -197,54 +193,6 @@ def seeds(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
-PROBE = """
-import os, time
-import gymnasium as gym
-
-class Probe(gym.Wrapper):
-    def step(self, action):
-        path = os.environ["PROBE_FILE"]
-        if not os.path.exists(path):
-            with open(path + ".part", "w") as file:
-                file.write(repr(time.monotonic()))  # one clock for all processes
-            os.rename(path + ".part", path)
-        return self.env.step(action)
-
-gym.register("Probe-v0", entry_point=lambda **kwargs: Probe(gym.make(os.environ["PROBE_ENV"], **kwargs)))
-"""
-
-
-def startup(options: argparse.Namespace) -> list[Row]:
-    """From the command to the first environment step: the environment notes its time, and the run is ended there."""
-
-    def measure(script: str) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "speed_probe.py").write_text(PROBE)
-            noted = Path(folder) / "first_step"
-            env = os.environ | {"PYTHONPATH": folder, "PROBE_FILE": str(noted), "PROBE_ENV": options.env_id}
-            command = [sys.executable, script, "--env-id", "speed_probe:Probe-v0", "--runs-folder", folder]
-            begin = time.monotonic()
-            with (Path(folder) / "output").open("w+") as output:
-                process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=output)
-                try:
-                    while not noted.exists():
-                        if process.poll() is not None or time.monotonic() - begin > TIMEOUT:
-                            output.seek(0)
-                            raise Skip(f"{script} ended before its first step: {output.read().strip()[-200:]}")
-                        time.sleep(0.02)
-                finally:
-                    process.kill()
-                    process.wait()
-            return float(noted.read_text()) - begin
-
-    rows = []
-    for script in ("sac_jax.py", "diffsac_jax.py"):
-        (values,) = in_turns(options.rounds, {script: lambda i: measure(script)}).values()
-        how = f"{options.env_id}, {options.rounds} starts, nothing cached but files"
-        rows.append((f"{script}: command to first environment step", median(values, 1, " s"), how))
-    return rows
-
-
 def diffppo(options: argparse.Namespace) -> list[Row]:
     """DiffPPO's steps/s against PPO's."""
     measures = {
@@ -262,7 +210,6 @@ def diffppo(options: argparse.Namespace) -> list[Row]:
 ROWS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "updates": updates,
     "actions": actions,
-    "startup": startup,
     "seeds": seeds,
     "sbx": peers.sbx,
     "ppo": peers.ppo,

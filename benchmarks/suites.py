@@ -1,4 +1,4 @@
-"""The runs of suites.toml as jobs: what each is run with, its command and the name of its folder."""
+"""The runs of suites.toml, and those of benchmarks/results, as jobs: settings, command, name of the folder."""
 
 import contextlib
 import dataclasses
@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shlex
 import tomllib
 from collections import Counter
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.export import script_args
+from benchmarks.export import RESULTS, defaults, read_csv, script_args
 from benchmarks.work import ROOT
 from envs import UserError, one_line
 from harness import Experiment, cli
@@ -86,7 +87,29 @@ def read_suites(path: Path = SUITES) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"cannot read {str(path)!r}: {one_line(error)}") from None
     if bad := [name for name, table in suites.items() if not isinstance(table, dict)]:
         raise UserError(f"cannot read {str(path)!r}: {bad[0]} is no table")
+    if path == SUITES:
+        suites["committed"] = committed()
     return suites, {engine: suites.pop(engine, {}) for engine in ENGINES}
+
+
+def committed(results: Path = RESULTS) -> dict[str, Any]:
+    """The runs that results are of, as a suite. Defaults change: the commit of a row gives its numbers again.
+
+    (On Playground with three seeds in one process, --vmap 1.) Raises UserError.
+    """
+    seeds: dict[tuple, dict[int, None]] = {}  # a dict keeps the order, and each once
+    for path in sorted(results.glob("*.csv")):
+        for row in read_csv(path):
+            run = row["exp_name"], row["script"], row["env_id"], row["arguments"]
+            seeds.setdefault(run, {})[int(row["seed"])] = None
+    runs = []
+    for (name, script, env_id, words), of_run in seeds.items():
+        length = re.search(r"--total-timesteps (\d+) ?", words)
+        steps = int(length[1]) if length else defaults(script)["total_timesteps"]
+        flags = words.replace(length[0] if length else "", "").strip()
+        run = {"name": name, "script": f"{script}.py", "flags": flags, "envs": [env_id]}
+        runs.append({**run, "seeds": [*of_run], "steps": steps})
+    return {"runs": runs}
 
 
 def entries(suites: dict[str, Any], suite: str, included_by: tuple[str, ...] = ()) -> list[dict[str, Any]]:

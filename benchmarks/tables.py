@@ -461,12 +461,16 @@ def bandit_table(path: Path) -> str:
     return markdown(header, cells, below=below.format(**each))
 
 
+def place(script: str) -> tuple[int, str]:
+    """Where a script's rows stand: ours in the order of ALGORITHMS, then others by name."""
+    return [*ALGORITHMS, script].index(script), script
+
+
 def turning_table(path: Path) -> str:
     """Per run and seed the extremes over the headings of what turning.py measured."""
     by_seed: dict[tuple, list[dict]] = {}
     for row in read_rows(path):
-        place = list(ALGORITHMS).index(row["script"])
-        by_seed.setdefault((place, row["exp_name"], row["arguments"], int(row["seed"])), []).append(row)
+        by_seed.setdefault((place(row["script"]), row["exp_name"], row["arguments"], int(row["seed"])), []).append(row)
     cells = []
     for (*_, arguments, seed), rows in sorted(by_seed.items()):
         left, middle, right = (np.array([float(row[side]) for row in rows]) for side in ("left", "middle", "right"))
@@ -484,8 +488,10 @@ def hidden_table(results: Results) -> str:
     """Share of the episodes in which the stochastic policy found the hidden target, by seed."""
     groups: dict[tuple, list[Curve]] = {}
     for curve in (curve for by_env in results.values() for curves in by_env.values() for curve in curves):
-        columns, place = curve.columns, list(ALGORITHMS).index(curve.columns["script"])
-        groups.setdefault((place, columns["exp_name"], columns["arguments"], int(curve.steps[-1])), []).append(curve)
+        columns = curve.columns
+        groups.setdefault(
+            (place(columns["script"]), columns["exp_name"], columns["arguments"], int(curve.steps[-1])), []
+        ).append(curve)
     rows = []
     for (*_, arguments, steps), curves in sorted(groups.items()):
         shares = scores(curves, "stochastic")

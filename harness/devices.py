@@ -56,8 +56,8 @@ def keep_compiled(env: Environment) -> None:
     """
     if env.on_device and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         try:
-            cpu = re.search(r"flags\s*: .+", Path("/proc/cpuinfo").read_text()).group()
-        except (OSError, AttributeError):  # not Linux
+            cpu = re.search(r"(flags|Features)\s*: .+", Path("/proc/cpuinfo").read_text()).group()
+        except (OSError, AttributeError):  # not Linux; ARM calls them features
             cpu = platform.processor()
         home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
         kind = hashlib.sha256(cpu.encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""The arguments that every script has, each with its range and what --resume may do to it at the field itself."""
+"""The arguments that every script has, each with what --resume may do to it at the field itself, and their ranges."""
 
 import dataclasses
 import math
@@ -12,16 +12,14 @@ from typing import Any
 from envs import UserError
 
 
-def option(default: Any, *, at_least: int | None = None, may_change: bool = False, computes: bool = True) -> Any:
+def option(default: Any, *, may_change: bool = False, computes: bool = True) -> Any:
     """A field of `Experiment`.
 
     Args:
-      at_least: the smallest value allowed.
       may_change: whether --resume may be given another value.
       computes: whether results depend on it; where not, it names a run, or says where and how it is logged.
     """
-    metadata = {"at_least": at_least, "may_change": may_change, "computes": computes}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata={"may_change": may_change, "computes": computes})
 
 
 WHOLE_CHUNKS = ("total_timesteps", "eval_frequency")
@@ -36,17 +34,17 @@ class Experiment:
     """any Gymnasium id, playground/NAME, brax/NAME, or module:NAME for your own"""
     env_kwargs: str = "{}"
     """keyword arguments of the environment, a JSON object"""
-    seed: int = option(1, at_least=0, computes=False)
+    seed: int = option(1, computes=False)
     """first seed"""
-    num_seeds: int = option(1, at_least=1, computes=False)
+    num_seeds: int = option(1, computes=False)
     """agents trained side by side with seeds seed, seed + 1, .."""
-    total_timesteps: int = option(1_000_000, at_least=1, may_change=True)
+    total_timesteps: int = option(1_000_000, may_change=True)
     """environment steps per agent"""
-    num_envs: int = option(1, at_least=1)
+    num_envs: int = 1
     """environments per agent"""
-    eval_frequency: int = option(10_000, at_least=1, may_change=True)
+    eval_frequency: int = option(10_000, may_change=True)
     """environment steps between evaluations"""
-    eval_episodes: int = option(10, at_least=1)
+    eval_episodes: int = 10
     """episodes per evaluation, for each of the stochastic and the deterministic policy"""
     capture_video: bool = option(False, may_change=True, computes=False)
     """record an episode at the end"""
@@ -62,7 +60,7 @@ class Experiment:
     """name of this experiment, part of the folder's name; by default the script's"""
     run_name: str | None = option(None, computes=False)
     """name of the run's folder in place of one with the time; the run that is there already goes on"""
-    checkpoint_frequency: int = option(50_000, at_least=0, may_change=True, computes=False)
+    checkpoint_frequency: int = option(50_000, may_change=True, computes=False)
     """environment steps between checkpoints; 0: only at the end"""
     resume: str | None = option(None, may_change=True, computes=False)
     """folder of a run: continue it there, with the arguments stored in it"""
@@ -72,14 +70,13 @@ class Experiment:
             object.__setattr__(self, "exp_name", script_of(type(self)))
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), rules(field).get("at_least")
+            value = getattr(self, field.name)
             if hints[field.name] in (int, float) and not isinstance(value, int | float):
                 raise UserError(f"{flag(field.name)} must be a number, not {value!r}")
             if hints[field.name] in (int, float) and not -math.inf < value < math.inf:
                 raise UserError(f"{flag(field.name)} must be finite, not {value}")
-            if least is not None and value < least:
-                what = {0: "must not be negative", 1: "must be positive"}.get(least, f"must be at least {least}")
-                raise UserError(f"{flag(field.name)} {what}, not {value}")
+        self.positive("num_seeds", "total_timesteps", "num_envs", "eval_frequency", "eval_episodes", "log_frequency")
+        self.not_negative("seed", "checkpoint_frequency")
         name = self.run_name
         self.check(
             name is None or (name not in ("", "..") and Path(name).name == name),
@@ -87,7 +84,6 @@ class Experiment:
         )
         both = "--seed plus --num-seeds" if self.num_seeds > 1 and self.seed < 2**31 else "--seed"
         self.check(self.seed + self.num_seeds < 2**31, f"{both} must be below 2^31")
-        self.positive("log_frequency")
         self.check(
             self.log_frequency % self.num_envs == 0,
             f"--log-frequency {self.log_frequency} must be a multiple of --num-envs {self.num_envs}",

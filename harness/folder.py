@@ -50,7 +50,7 @@ class RunFolder:
     # ---- reading
 
     def stored_args(self) -> dict[str, Any]:
-        """args.json: every argument by name, `script` and `layout`. Raises UserError."""
+        """args.json: every argument by name, `script` and `layout`; its lists were tuples. Raises UserError."""
         path = self.path / "args.json"
         try:
             stored = json.loads(path.read_text())
@@ -64,7 +64,7 @@ class RunFolder:
                 f"{str(self.path)!r} has the layout {layout} of another version of {script}.py (this one writes "
                 f"{LAYOUT}): use the commit that its versions.json names"
             )
-        return stored
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
 
     def arguments(self, Args: type[Experiment]) -> Experiment:
         """The run's arguments as a script's class of them. Raises UserError: the run is another script's."""
@@ -73,7 +73,6 @@ class RunFolder:
         if script != (own := script_of(Args)):
             raise UserError(f"{str(self.path)!r} was made by {script}.py, not by {own}.py: use that script")
         del stored["layout"]
-        stored.setdefault("run_name", None)  # runs from before there was this argument
         if stored.keys() != fields:
             differ = ", ".join(sorted(stored.keys() ^ fields))
             raise UserError(
@@ -115,15 +114,18 @@ class RunFolder:
         return "stopped" if summary.get("stopped") else "finished"
 
     def scalars(self, last_bytes: int | None = None) -> list[tuple[int, float, int, str, float]]:
-        """The rows (global_step, wall_time, seed, tag, value) of scalars.csv, or of its end; without those torn."""
+        """The rows (global_step, wall_time, seed, tag, value) of scalars.csv, or of its end. Raises UserError."""
         path = self.path / "scalars.csv"
         if not path.exists():  # killed before the first
             return []
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - last_bytes, 0) if last_bytes else 0)
             lines, _, _ = file.read().decode(errors="replace").rpartition("\n")
-            rows = [row for row in csv.reader(lines.splitlines()) if len(row) == 5][1:]
-        return [(int(step), float(clock), int(seed), tag, float(value)) for step, clock, seed, tag, value in rows]
+        try:
+            rows = [row for row in csv.reader(lines.splitlines()) if len(row) == 5][1:]  # none torn
+            return [(int(step), float(clock), int(seed), tag, float(value)) for step, clock, seed, tag, value in rows]
+        except (ValueError, csv.Error) as error:
+            raise UserError(f"{str(path)!r} is damaged: {one_line(error)}") from None
 
     # ---- writing
 
@@ -131,18 +133,14 @@ class RunFolder:
     def create(cls, args: Experiment) -> "RunFolder":
         """A new folder in `args.runs_folder`; one called `args.run_name` may be there already. Raises UserError."""
         parent, name = Path(args.runs_folder), args.prefix + datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        names = [name, *(f"{name}-{i}" for i in range(2, 100))] if args.run_name is None else [args.run_name]
         try:
-            if args.run_name is not None:
-                (parent / args.run_name).mkdir(parents=True, exist_ok=True)
-                return cls(parent / args.run_name)
-            for suffix in ("", *(f"-{i}" for i in range(2, 100))):
-                try:
-                    (parent / (name + suffix)).mkdir(parents=True)
-                    return cls(parent / (name + suffix))
-                except FileExistsError:
-                    if not parent.is_dir():
-                        raise
-            raise OSError(errno.EEXIST, "too many runs with this name")
+            parent.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                with contextlib.suppress(FileExistsError):
+                    (parent / name).mkdir(exist_ok=args.run_name is not None)
+                    return cls(parent / name)
+            raise FileExistsError(errno.EEXIST, "File exists", str(parent / name))
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
             raise UserError(f"cannot make a folder in {str(parent)!r}: {error.strerror}{where}") from None

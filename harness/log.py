@@ -1,10 +1,12 @@
 """What a run writes down while it goes on: scalars.csv, TensorBoard, Weights & Biases."""
 
+import csv
 import dataclasses
 import errno
 import hashlib
 import importlib.util
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -22,6 +24,7 @@ from harness.experiment import Experiment
 from harness.progress import say
 
 HEADER = "global_step,wall_time,seed,tag,value\n"
+ROW = re.compile(rb'\d+,[^,\n]*,\d+,("[^\n]*"|[^,\n]*),[^,\n]+\n')  # a complete one
 
 
 class Log:
@@ -43,7 +46,8 @@ class Log:
                 say(f"scalars.csv has {size:,} bytes of {num_bytes:,} at step {step:,}: rows before it are missing")
             if size:
                 _cut(path, num_bytes, step)
-        self.csv = path.open("a", buffering=1)
+        self.csv = path.open("a", buffering=1, newline="")
+        self._rows = csv.writer(self.csv, lineterminator="\n")
         if self.csv.tell() == 0:
             self.csv.write(HEADER)
         self.events = []
@@ -79,7 +83,7 @@ class Log:
     def scalar(self, step: int, agent: int, tag: str, value: float) -> None:
         """Writes one value of agent number `agent`."""
         now = self._now()
-        self.csv.write(f"{step},{now:.3f},{self.seeds[agent]},{tag},{value!r}\n")
+        self._rows.writerow((step, f"{now:.3f}", self.seeds[agent], tag, value))
         self._event(agent, now, step=int(step), summary=summary.scalar(tag, value))
         if self.wandb:
             prefix = "" if len(self.seeds) == 1 else f"seed_{self.seeds[agent]}/"
@@ -143,7 +147,7 @@ def _cut(path: Path, size: int | None, step: int) -> None:
         kept = text[:size]
     else:
         rows = text.splitlines(keepends=True)[1:]
-        rows = [row for row in rows if row.endswith(b"\n") and row.count(b",") == 4 and row.split(b",")[0].isdigit()]
+        rows = [row for row in rows if ROW.fullmatch(row)]
         kept = HEADER.encode() + b"".join(row for row in rows if int(row.split(b",")[0]) <= step)
     if kept != text:
         beside = path.with_suffix(".part")

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,8 +43,8 @@ class Run:
 
     def __init__(self, args: Experiment, env: Environment):
         check_wandb(args)
-        check_video(args)
         keep_compiled(env)
+        check_video(args)
         self.args, self.env, self.step, self.record = args, env, 0, Record()
         self._begin, self._versions = time.monotonic(), provenance.versions()
         self.folder = RunFolder.create(args) if args.resume is None else RunFolder(args.resume)
@@ -111,10 +111,11 @@ class Run:
         if any(np.isfinite(values).any() for values in metrics.values()):
             self.record.learning_seconds += seconds
             self.record.learning_steps += self.args.log_frequency
+        bad = not_finite(episodes, metrics, state.agent, self.args.num_envs)
         begin, self.step = self.step, self.step + self.args.log_frequency
         with self._writing():
             self._checkpoints.check()
-            for s, found in not_finite(episodes, metrics, state.agent, self.args.num_envs).items():
+            for s, found in bad.items():
                 if s not in self.record.stopped:
                     step = begin + found.pop("steps")
                     self.record.stopped[s] = {"step": step, **found}
@@ -185,11 +186,9 @@ class Run:
         if self.record.stopped:
             sys.exit(3)
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self) -> contextlib.AbstractContextManager:
         """Whatever goes wrong with the folder becomes a RunFolderError that says how to go on."""
-        with self.folder.writing(self._go_on):
-            yield
+        return self.folder.writing(self._go_on)
 
     def _go_on(self) -> str:
         with contextlib.suppress(Exception):

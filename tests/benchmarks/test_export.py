@@ -5,7 +5,6 @@ import dataclasses
 import json
 import shlex
 import threading
-import tomllib
 
 import numpy as np
 import pytest
@@ -293,24 +292,30 @@ def test_a_script_may_say_that_an_argument_does_not_compute(monkeypatch):
     assert export.arguments("sac_jax", {"shown": 2, "used": 2}) == "--used 2"
 
 
-def test_arguments_with_spaces_come_back_from_the_list(tmp_path):
+def test_an_argument_of_several_numbers(monkeypatch):
+    """As tyro takes it, and none where JSON gave back the default as a list."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Args(sac_jax.Args):
+        layers: tuple[int, ...] = (256, 256)
+
+    monkeypatch.setattr(sac_jax, "Args", Args)
+    assert export.arguments("sac_jax", {"layers": (256, 256)}) == ""
+    assert export.arguments("sac_jax", {"layers": (64, 8), "tau": 0.01}) == "--tau 0.01 --layers 64 8"
+
+
+def test_arguments_with_spaces_come_back_from_the_results(tmp_path):
     run = make_run(tmp_path / "runs" / "a", env_kwargs='{"g": 9.8, "max_episode_steps": 50}')
     export.merge(export.read_run(run), tmp_path / "results")
-    (line,) = export.suite_entries(tmp_path / "results")
-    found = tomllib.loads(f"[mine]\nruns = [{line}]")
-    (job,) = suites.jobs_of(found, "mine")
+    (job,) = suites.jobs_of({"mine": suites.committed(tmp_path / "results")}, "mine")
     assert json.loads(job.args.env_kwargs) == {"g": 9.8, "max_episode_steps": 50}
 
 
-def test_what_cannot_be_written_or_listed_is_one_line(tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
     run = make_run(tmp_path / "runs" / "logs")  # no name of a folder that has no run
     monkeypatch.setattr("sys.argv", ["export", "--results", str(run / "args.json"), str(run)])
     assert export.main() == 2
     assert capsys.readouterr().err.count("\n") == 1
-    monkeypatch.setattr("sys.argv", ["export", "--results", str(tmp_path / "none"), "--list"])
-    with pytest.raises(SystemExit) as leaving:
-        export.main()
-    assert leaving.value.code == 2 and "there are no CSV files in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -376,21 +381,24 @@ def test_committed_arguments_can_be_reproduced(script, flags):
 # ------------------------------------------------------------------------------------------------- committed results
 
 
-def test_list_of_results(tmp_path, monkeypatch, capsys):
+def test_results_as_a_suite(tmp_path):
     results = tmp_path / "results"
     for seed in (1, 2):
         export.merge(export.read_run(make_run(tmp_path / "runs" / f"a{seed}", seed=seed)), results)
         hopper = make_run(tmp_path / "runs" / f"b{seed}", seed=seed, exp_name="slow", q_lr=0.0001)
         export.merge(export.read_run(hopper), results)
     export.merge(export.read_run(make_run(tmp_path / "runs" / "c", seed=1, env_id="Walker2d-v4")), results)
-    monkeypatch.setattr("sys.argv", ["export", "--results", str(results), "--list"])
-    assert export.main() == 0
-    beginning = '{ name = "sac_jax", script = "sac_jax.py", flags = "--learning-starts 100", '
-    assert capsys.readouterr().out.splitlines() == [
-        beginning + 'envs = ["Hopper-v4"], seeds = [1, 2], steps = 400 },',
-        beginning + 'envs = ["Walker2d-v4"], seeds = [1], steps = 400 },',
-        '{ name = "slow", script = "sac_jax.py", flags = "--learning-starts 100 --q-lr 0.0001", '
-        'envs = ["Hopper-v4"], seeds = [1, 2], steps = 400 },',
+    of_all = {"script": "sac_jax.py", "flags": "--learning-starts 100", "steps": 400}
+    assert suites.committed(results)["runs"] == [
+        {**of_all, "name": "sac_jax", "envs": ["Hopper-v4"], "seeds": [1, 2]},
+        {**of_all, "name": "sac_jax", "envs": ["Walker2d-v4"], "seeds": [1]},
+        {
+            **of_all,
+            "name": "slow",
+            "flags": "--learning-starts 100 --q-lr 0.0001",
+            "envs": ["Hopper-v4"],
+            "seeds": [1, 2],
+        },
     ]
 
 

@@ -5,6 +5,7 @@ import re
 import pytest
 from matplotlib.image import imread
 
+from benchmarks.export import write_csv
 from benchmarks.figures import draw_figures
 from benchmarks.pages import ROOT, main, pages
 from benchmarks.results import load, read_rows
@@ -36,6 +37,14 @@ def test_one_algorithm_alone(checkout, tmp_path, present):
     (tmp_path / source.name).write_bytes(source.read_bytes())
     reference = read_rows(checkout / "benchmarks" / "reference.csv")
     assert len(draw_figures(load(tmp_path), reference, tmp_path / "figures")) == 3
+
+
+def test_an_ablation_that_never_learned_has_no_speed(checkout, tmp_path):
+    """As with fewer steps than random ones: its speed is an empty field."""
+    for path in (checkout / "benchmarks" / "results").glob("*_k?__*.csv"):
+        rows = [{**row, "steps_per_second": ""} for row in read_rows(path)]
+        write_csv(tmp_path / path.name, rows[0].keys(), rows)
+    assert draw_figures(load(tmp_path), [], tmp_path / "figures") == [tmp_path / "figures" / "ablation_k.png"]
 
 
 def test_nothing_to_draw(tmp_path):

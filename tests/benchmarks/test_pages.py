@@ -130,7 +130,7 @@ def test_algorithms_of_ones_own_stand_beside_those_whose_runs_theirs_are_like(ch
 def test_unknown_table_is_refused(tmp_path, call):
     (tmp_path / "README.md").write_text("<!-- table no-such -->\n<!-- end -->\n")
     status, printed = call("--tables", "--root", tmp_path)
-    assert status == 2 and "no-such" in printed.err
+    assert status == 2 and "asks for the table 'no-such'; there are off-policy, " in printed.err
 
 
 def test_committed_tables_match_the_results():

@@ -310,6 +310,21 @@ def test_hidden_table_keeps_other_arguments_apart(tmp_path):
     ]
 
 
+def test_scripts_of_ones_own_stand_after_ours(tmp_path):
+    """In the tables of the turning agent and of the hidden target, too."""
+    columns = ("exp_name", "script", "arguments", "seed", "global_step", "commit", "return", "left", "middle", "right")
+    for script in ("my_sac", "diffsac_jax"):
+        rows = [
+            *read_rows(tmp_path / "turning.csv"),
+            dict(zip(columns, [script, script, "", 1, 30000, "0", 9, 1, 0, 1], strict=True)),
+        ]
+        export.write_csv(tmp_path / "turning.csv", columns, rows)
+        own = [{**row, "script": script} for row in made_up_rows(script, "m:HiddenTarget-v0", 1, 4, 0.1)]
+        export.write_csv(tmp_path / f"{script}.csv", export.COLUMNS, own)
+    for table in (tables.turning_table(tmp_path / "turning.csv"), tables.hidden_table(load(tmp_path))):
+        assert [line.split(" | ")[0] for line in table.splitlines()[2:4]] == ["| DiffSAC", "| my_sac"]
+
+
 def test_the_main_quantities_are_measured():
     rows = read_rows(ROOT / "benchmarks" / "speed.csv")
     for quantity in tables.MAIN_QUANTITIES:

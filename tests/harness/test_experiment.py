@@ -179,8 +179,7 @@ def test_what_the_scripts_let_resume_change(script):
     may_change = {field.name for field in dataclasses.fields(Args) if rules(field).get("may_change")}
     assert may_change - {"log_frequency"} == CHANGEABLE
     assert ("log_frequency" in may_change) == ("log_frequency" in Args.__dataclass_fields__)
-    for field in dataclasses.fields(Experiment):
-        least = rules(field).get("at_least")
-        if least is not None:
-            with pytest.raises(UserError, match=f"{flag(field.name)} must"):
-                Args(**{field.name: least - 1})
+    positive = ("num_seeds", "total_timesteps", "num_envs", "eval_frequency", "eval_episodes")
+    for name, least in {**dict.fromkeys(positive, 1), "seed": 0, "checkpoint_frequency": 0}.items():
+        with pytest.raises(UserError, match=f"{flag(name)} must"):
+            Args(**{name: least - 1})

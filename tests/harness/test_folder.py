@@ -15,6 +15,7 @@ from envs import UserError
 from harness import Experiment, RunFolder
 from harness.folder import LAYOUT, RunFolderError, script_of
 from harness.lock import held, lock, unlock
+from harness.log import HEADER
 
 
 @dataclass(frozen=True)
@@ -141,11 +142,18 @@ def change_args(folder, **more):
     (folder.path / "args.json").write_text(json.dumps({k: v for k, v in stored.items() if v != "gone"}))
 
 
+@pytest.mark.parametrize("row", ["100,1.0,1,a,1.0.0", "\0" * 200_000 + "100,1.0,1,a,1.0"])
+def test_damaged_scalars_are_one_line(folder, row):
+    """A number that is none; what a power cut leaves where blocks were not written."""
+    (folder.path / "scalars.csv").write_text(f"{HEADER}100,1.0,1,a,1.0\n{row}\n")
+    with pytest.raises(UserError, match=r"scalars.csv' is damaged: ") as caught:
+        folder.scalars()
+    assert str(folder.path) in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_what_is_not_a_scripts_run_is_one_line(folder, tmp_path):
     with pytest.raises(UserError, match=r"was made by test_folder\.py, not by sac_jax\.py: use that script"):
         folder.arguments(sac_jax.Args)
-    change_args(folder, run_name="gone")
-    assert folder.arguments(Args).run_name is None, "of before there was this argument"
     change_args(folder, width="gone", new=1)
     with pytest.raises(UserError, match=r"another version of test_folder\.py, which differs in new, width"):
         folder.arguments(Args)

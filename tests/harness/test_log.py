@@ -100,6 +100,17 @@ def test_episodes_at_the_step_of_their_end(tmp_path):
 # -------------------------------------------------------------------------------------------------------------- resume
 
 
+def test_a_tag_may_have_a_comma(tmp_path):
+    """Also where the file is not what it was and its complete rows are looked for."""
+    tags = ["losses/q(s,a)", 'a "quoted, one"']
+    log = Log(make(tmp_path), tmp_path, 0, None)
+    for tag in tags:
+        log.scalar(100, 0, tag, 0.1)
+    log.close()
+    assert rows_of(tmp_path) == [(100, 4, tag, 0.1) for tag in tags]
+    assert go_on(tmp_path, 100, None) == [*((100, 4, tag, 0.1) for tag in tags), (200, 4, "a", -1.0)]
+
+
 @pytest.fixture
 def logged(tmp_path):
     """A folder with the rows of steps 100 to 500, and the size of scalars.csv at step 300."""

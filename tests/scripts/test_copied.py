@@ -18,6 +18,8 @@ FIELDS = '''
     """weight decay of the actor's optimiser"""
     log_std_min: float = -5.0
     """smallest log standard deviation"""
+    layers: tuple[int, ...] = (8, 8)
+    """of several numbers, which args.json has as a list"""
 '''
 
 
@@ -34,8 +36,8 @@ def python(tmp_path):
     return run
 
 
-def test_a_copy_with_two_more_arguments_trains_and_resumes(tmp_path, python):
-    """Two fields more and their use, by replacing text: no list elsewhere has to know them."""
+def test_a_copy_with_more_arguments_trains_and_resumes(tmp_path, python):
+    """Three fields more and their use, by replacing text: no list elsewhere has to know them."""
     source = (ROOT / "sac_jax.py").read_text()
     for old, new in (
         ("\n\n    def __post_init__(self):", f"{FIELDS}\n    def __post_init__(self):"),
@@ -70,6 +72,6 @@ def test_a_copy_with_two_more_arguments_trains_and_resumes(tmp_path, python):
         assert f"not the versions that this run began with, so its numbers may differ: {code}" in said
         assert [ran["step"] for ran in json.loads((run / "versions.json").read_text())["resumed"]] == [200]
     args, summary = (json.loads((run / name).read_text()) for name in ("args.json", "summary.json"))
-    assert (args["weight_decay"], args["total_timesteps"]) == (0.1, 300)
+    assert (args["weight_decay"], args["layers"], args["total_timesteps"]) == (0.1, [8, 8], 300)
     assert (summary["step"], summary["updates"]) == (300, 200)
     assert "Pendulum-v1 seed 1" in python("-m", "harness.show", run, "--episodes", 1)
