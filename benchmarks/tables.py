@@ -16,7 +16,6 @@ from benchmarks.results import (
     FAMILIES,
     FAMILY_POLICIES,
     FEWEST_SEEDS,
-    NEAREST,
     POLICIES,
     Curve,
     Pair,
@@ -32,7 +31,6 @@ from benchmarks.results import (
     environments,
     label,
     load,
-    pairs,
     read_rows,
     scores,
     speed,
@@ -121,15 +119,9 @@ def estimate(value: float, low: float, high: float) -> str:
 
 # -------------------------------------------------------------------------------------------------------------- scores
 
-# What the main table of a family shows, and which means it divides: each algorithm's by its nearest one's. On-policy
-# two of them are variants, without a ratio of their own.
+# What the main table of a family shows.
 MAIN_POLICIES = FAMILY_POLICIES | {"on-policy": ("training",)}
-RATIOS = {
-    **{family: tuple((name, NEAREST.get(name, base)) for name in more) for family, (base, *more) in FAMILIES.items()},
-    "on-policy": (("diffppo_jax", "ppo_jax"), ("diffppo_jax", "ppo_std0.5")),
-}
-# The pairs of which a sentence is said: also each diffusion policy against the plainest Gaussian.
-VERDICTS = RATIOS | {"off-policy": tuple(against_bases(FAMILIES["off-policy"]))}
+VARIANTS = ("ppo_std0.5", "diffppo_no_entropy")  # of which no sentence of their own is said
 ENTROPY = "of the stochastic policy in nats, an estimate where it is a diffusion policy"
 PPO_ENTROPY = "; of PPO that of its Gaussian before actions are clipped, of DiffPPO that of the executed action"
 SCORE = "{policy} policy: mean of the last ten evaluations of a run (last three where it has fewer than twenty)"
@@ -143,56 +135,36 @@ MEANING = {
 
 
 def family_table(results: Results, family: str, short: bool = False) -> str:
-    """The scores of a family's algorithms by environment, at equal steps, and the ratios of their means.
+    """The scores of a family's algorithms by environment, at equal steps.
 
-    `short`: by the first of MAIN_POLICIES only, and without the ratios.
+    `short`: by the first of MAIN_POLICIES only.
     """
-    names, policies = [name for name in FAMILIES[family] if name in results], MAIN_POLICIES[family]
-    policies, compared = (policies[:1], ()) if short else (policies, RATIOS[family])
-    rows, ratios = [], {pair: [] for pair in compared if set(pair) <= set(names)}
+    names = [name for name in FAMILIES[family] if name in results]
+    policies, rows = MAIN_POLICIES[family][: 1 if short else None], []
     for env_id in environments(results, names):
         limit, curves = at_equal_steps(results, names, env_id)
         row = [env_id, thousands(limit), common_seeds(curves)]
         row += [score(curves.get(name, []), *policies) + entropy_of(curves.get(name, [])) for name in names]
-        means = {name: np.array([scores(curves[name], policy).mean() for policy in policies]) for name in curves}
-        for name, base in ratios:
-            # A ratio of negative returns says nothing.
-            if name in means and base in means and (means[base] > 0).all() and (means[name] > 0).all():
-                ratios[name, base].append(means[name] / means[base])
-                row.append(ratio_text(means[name] / means[base]))
-            else:
-                row.append("-")
         rows.append(row)
-    if any(len(found) > 1 for found in ratios.values()):
-        row = ["geometric mean of the ratios", "", "", *("" for _ in names)]
-        for found in ratios.values():
-            mean = ratio_text(np.exp(np.mean(np.log(found), axis=0))) if len(found) > 1 else ""
-            row.append(f"{mean} ({len(found)} environments)" if mean else "")
-        rows.append(row)
-    titles = [f"{label(name)} / {label(base)}" for name, base in ratios]
-    header = ["Environment", "steps", "seeds", *map(label, names), *titles]
-    below = MEANING[family].format(policy=" / ".join(policies).capitalize())
-    below += "; ratios of these means." if ratios else "."
-    if any("(" in cell for row in rows for cell in row[3 : 3 + len(names)]):
+    header = ["Environment", "steps", "seeds", *map(label, names)]
+    below = MEANING[family].format(policy=" / ".join(policies).capitalize()) + "."
+    if any("(" in cell for row in rows for cell in row[3:]):
         whose = ENTROPY if family == "off-policy" else ENTROPY + PPO_ENTROPY
         below += f" In brackets the entropy {whose}; without: not recorded."
     return markdown(header, rows, below=below)
-
-
-def ratio_text(ratios: np.ndarray) -> str:
-    return " / ".join(f"{x:.2f}" for x in ratios)
 
 
 MEASURES = {"deterministic": "deterministic policy", "training": "training return"}
 
 
 def verdicts(results: Results, short: bool = False) -> str:
-    """A sentence for each of VERDICTS and MEASURES: what the test over all says, and ratios of the mean scores.
+    """A sentence for each pair and each of MEASURES: what the test over all says, and ratios of the mean scores.
 
     Where a family is shown by the stochastic policy, too, what the test says of that follows, unless `short`.
     """
     lines = []
-    for family, compared in VERDICTS.items():
+    for family, names in FAMILIES.items():
+        compared = [(name, base) for name, base in against_bases(names) if name not in VARIANTS]
         policies = [policy for policy in FAMILY_POLICIES[family] if policy in MEASURES]
         for (name, base), policy in itertools.product(compared, policies):
             ratios, counts = ratios_of_means(results, name, base, policy)
@@ -303,25 +275,6 @@ def search_table(results: Results) -> str:
         rows.append([label(first["script"]), arguments, steps, *(cells.get(run, "-") for run in runs)])
     header = ["Algorithm", "arguments", "steps", *(f"{env_id}, seed {seed}" for env_id, seed in runs)]
     return markdown(header, rows)
-
-
-def aggregate_table(results: Results) -> str:
-    header = ["Pair", "policy", "environments", "seeds", "IQM", "IQM of the base", "probability of improvement", "p"]
-    rows = []
-    for pair in pairs(results):
-        title = f"{label(pair.name)} against {label(pair.base)}"
-        env_ids = ", ".join(f"{env_id} {thousands(steps)}" for env_id, steps in pair.steps.items())
-        seeds = span(pair.seeds)
-        statistics = [estimate(*pair.iqm), f"{pair.base_iqm:.2f}", estimate(*pair.improvement), f"{pair.p:.2g}"]
-        rows.append([title, pair.policy, env_ids, seeds, *statistics])
-    below = (
-        "Scores divided by the base's mean on the environment, at equal steps. IQM: interquartile mean over seeds"
-        " and environments, a quarter of all scores cut at each end: of three seeds on three environments two of nine,"
-        " which can be of one environment. In brackets 95 % stratified bootstrap intervals, the seeds of both"
-        " resampled; where all seeds of one lie above all of the other, no draw changes the order, and the probability"
-        " has no width. p: stratified rank-sum test, two-sided, exact without ties."
-    )
-    return markdown(header, rows, below=below)
 
 
 METRICS = {
@@ -535,7 +488,6 @@ TRAINING = {
     "on-policy-seeds": lambda results, folder: seeds_table(results, "on-policy"),
     "playground-seeds": lambda results, folder: seeds_table(results, "playground"),
     "scores": lambda results, folder: scores_table(results),
-    "aggregate": lambda results, folder: aggregate_table(results),
     "diffsac-k": lambda results, folder: ablation_table(results, "diffsac", "deterministic", "stochastic"),
     "diffppo-k": lambda results, folder: ablation_table(results, "diffppo", "training", "deterministic", "stochastic"),
     "search": lambda results, folder: search_table(results),

@@ -117,8 +117,8 @@ def test_algorithms_of_ones_own_stand_beside_those_whose_runs_theirs_are_like(ch
     page = (tmp_path / "results.md").read_text()
     for kin, own, steps in (("SAC", "my_sac", "150k"), ("PPO", "my_ppo", "600k")):
         assert f"| Environment | steps | seeds | {kin} | {own} |" in page and f"| Hopper-v4 | {own} | {steps} |" in page
-        assert page.count(f"{own} against {kin} |") == page.count(f"{own} against ") == 2
-    assert "ppo_ent0.01 against" not in page and "| ppo_ent0.01 | Hopper-v4 | 120k |" in page
+        assert page.count(f"**{own} over {kin}**") == page.count(f"**{own} over ") == (1 if kin == "SAC" else 2)
+    assert "ppo_ent0.01 over" not in page and "| ppo_ent0.01 | Hopper-v4 | 120k |" in page
     assert (dict(FAMILIES), dict(ALGORITHMS)) == before
     for path in tmp_path.glob("*.csv"):
         if not path.name.startswith("my_ppo"):
