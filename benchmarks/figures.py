@@ -144,19 +144,20 @@ def ablation_figure(results: Results) -> Figure | None:
                 top.plot([k] * len(values), values, line[-1], markerfacecolor="none", color=colour, alpha=0.5)
             top.plot(levels, [values.mean() for values in of_level], line, color=colour, label=policy)
             largest = max(largest, *(values.max() for values in of_level))
-        bottom.plot(levels, [speed(of_k) for of_k in curves.values()], "-s", color="#08306b")
+        speeds = [speed(of_k) for of_k in curves.values()]
+        bottom.plot(levels, speeds, "-s", color="#08306b")
         counts = span({len(of_k) for of_k in curves.values()})
         top.set_title(f"{title}\n{thousands(limit)} steps, {counts} seeds (open: single seeds)", fontsize=9)
         top.set_ylabel("return")
         bottom.set_ylabel("steps/s")
         if largest > 0:  # returns that are costs have no natural zero
             top.set_ylim(0, 1.1 * largest)
-        bottom.set_ylim(bottom=0)
+        bottom.set_ylim(0, 1.1 * np.nanmax([*speeds, 0.01]))  # none of a run that never learned
         top.legend(fontsize=8, frameon=False, loc="lower right")
         for axis in (top, bottom):
             axis.set_xscale("log", base=2)
             axis.set_xticks(levels, [str(k) for k in levels])
-            axis.set_xlim(levels[0] / 1.2, levels[-1] * 1.2)  # also where no speed is known
+            axis.set_xlim(levels[0] / 1.2, levels[-1] * 1.2)
             axis.grid(alpha=0.3)
         bottom.set_xlabel("denoising steps K")
     figure.tight_layout()
