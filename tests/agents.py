@@ -1,11 +1,19 @@
 """Agents for tests of single functions, and how far two are apart."""
 
+import dataclasses
 from functools import cache, partial
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+def small_args(module, **settings):
+    """Arguments for small networks; three denoising steps where the algorithm has them."""
+    settings = {"hidden_dim": 8, "head_dim": 8, "num_denoising_steps": 3, **settings}
+    fields = {field.name for field in dataclasses.fields(module.Args)}
+    return module.Args(**{name: value for name, value in settings.items() if name in fields})
 
 
 def random_agent(module, args, observation_size=3, action_size=2, dtype="float32", seed=0, scale=0.5):

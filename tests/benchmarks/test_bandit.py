@@ -54,7 +54,7 @@ def test_exact_critic():
 
 
 @pytest.mark.parametrize("name", bandit.ALGORITHMS)
-def test_every_algorithm_learns_from_the_exact_critic(name):
+def test_every_algorithm_is_given_the_exact_critic(name):
     """One program trains an agent per bandit; it is traced here, not compiled."""
     assert f"{name}_jax" in ALGORITHMS
     args = bandit.make_args(name, 2, 8)

@@ -72,6 +72,20 @@ def test_interval_is_stratified():
     assert (high - low) / 2 == pytest.approx(1.96 * scores.std() / np.sqrt(200), rel=0.1)
 
 
+def test_samples_and_environments_are_resampled_apart():
+    """The difference of two means of equal scores varies as that of independent ones."""
+    scores = np.random.default_rng(1).normal(size=200)
+    width = 1.96 * np.sqrt(2) * scores.std() / np.sqrt(200)
+    apart = results.interval(lambda x, y: x[0].mean(axis=-1) - y[0].mean(axis=-1), [scores], [scores])
+    of_two = results.interval(lambda x: x[0].mean(axis=-1) - x[1].mean(axis=-1), [scores, scores])
+    for low, high in (apart, of_two):
+        assert (high - low) / 2 == pytest.approx(width, rel=0.1)
+
+
+def test_scores_are_divided_by_the_bases_mean():
+    assert results.normalised_iqm([np.array([2.0])], [np.array([1.0, 1.0, 4.0])]) == 1.0
+
+
 def test_intervals_resample_the_base_too():
     # One score of 2 against a base of 1 and 3, whose resampled mean is 1, 2 or 3 with probabilities 1/4, 1/2, 1/4.
     scores, base = [np.array([2.0])], [np.array([1.0, 3.0])]

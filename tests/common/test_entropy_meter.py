@@ -1,6 +1,7 @@
 """The entropy meter: bound and estimate of a policy's entropy."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import sac_jax
 from common import diffusion
 from common.distributions import tanh_log_det
 from harness import Evaluator
+from tests.agents import small_args
+from tests.running import SCRIPTS, module_of
 
 NAMES = [f"eval/entropy{suffix}" for suffix in ("_bound", "_low", "", "_high")]
 
@@ -94,6 +97,30 @@ def test_the_estimate_of_a_policy_with_four_modes():
     _, low, middle, high = means(schedule, towards, num_samples=4000)
     assert middle == pytest.approx(entropy, abs=0.1)
     assert low < entropy and high > entropy + 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_meter_of_every_script(script):
+    """Before learning, of two dimensions. A chain makes tanh of N(0, nu^2), of which -l is the entropy itself; SAC's
+    Gaussian with zero weights tanh of N(0, exp(-3)), as log std lies between -5 and 2; PPO's, before clipping, N(0, 1).
+    """
+    module = module_of(script)
+    args, sizes = small_args(module), SimpleNamespace(observation_size=3, action_size=2)
+    agent = jax.jit(partial(module.init_agent, args, sizes))(jax.random.key(0))
+    if is_chain := hasattr(module, "diffusion"):
+        std = args.prior_std
+    elif script != "ppo_jax.py":
+        std = np.exp(-1.5)
+        agent = agent.replace(actor=agent.actor.replace(params=jax.tree.map(jnp.zeros_like, agent.actor.params)))
+    else:
+        std = 1.0
+    terms = jax.jit(partial(module.entropy_terms, args))(agent, jax.random.key(1), jnp.zeros((4000, 3)))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    log_det = weights @ np.log(1 - np.tanh(std * nodes) ** 2) / weights.sum() if script != "ppo_jax.py" else 0.0
+    entropy = 2 * (0.5 * np.log(2 * np.pi * np.e * std**2) + log_det)
+    if is_chain:
+        assert float(terms["eval/entropy_bound"].mean()) == pytest.approx(entropy, abs=0.08)
+    assert float(terms["eval/entropy"].mean()) == pytest.approx(entropy, abs=0.25 if is_chain else 0.08)
 
 
 def test_sac_logs_its_entropy_and_evaluation_is_unchanged_by_the_meter():

@@ -46,6 +46,13 @@ def test_it_comes_back_from_json():
     assert again == record and again.running(ARGS) == [0, 1]
 
 
+def test_an_evaluation_is_the_mean_of_its_episodes():
+    one = {"return": np.array([[0.0, 1.0, 5.0]]), "length": np.array([[1, 1, 4]]), "metrics": {}}
+    values = Record().add_evaluation({"stochastic": one, "deterministic": one})
+    policies = ("stochastic", "deterministic")
+    assert values == {f"eval/episodic_{what}_{policy}": [2.0] for what in ("return", "length") for policy in policies}
+
+
 def test_an_evaluation_that_is_not_finite_does_not_count():
     assert run_score([9.0, 1.0, 2.0, math.nan, 3.0, math.inf]) == 2.0
     assert run_score([*range(19), math.nan]) == 17.0  # nineteen remain: the last three

@@ -60,6 +60,39 @@ def test_the_pair_stays_small(base, derived, most, equal):
     assert 50 < changed <= most
 
 
+def source(script, name):
+    """The text of a function or a class, `Args.target_entropy` of one within a class."""
+    text = (ROOT / script).read_text()
+    body = ast.parse(text).body
+    for part in name.split("."):
+        (node,) = [x for x in body if getattr(x, "name", None) == part]
+        body = node.body
+    return ast.get_source_segment(text, node)
+
+
+def test_diffcrossqs_policy_is_diffsacs():
+    """To the byte, as DiffWPO's, of which the pairs above say it: what holds of one chain holds of all three."""
+    assert sections("diffcrossq_jax.py")["policy"] == sections("diffsac_jax.py")["policy"]
+    for name, scripts in (
+        ("Actor", ["diffcrossq_jax.py"]),
+        ("Args.target_entropy", ["diffcrossq_jax.py", "diffwpo_jax.py"]),
+    ):
+        assert {source(script, name) for script in scripts} == {source("diffsac_jax.py", name)}, name
+
+
+def test_all_updates_end_alike():
+    """How the temperature learns and when the actor is due in all five; what the targets do where there are some."""
+    of_temperature, of_delay, ends = set(), set(), {}
+    for script in ("sac_jax.py", "diffsac_jax.py", "diffwpo_jax.py", "crossq_jax.py", "diffcrossq_jax.py"):
+        text = source(script, "update")
+        before, end = text.split("    due = ")
+        of_temperature.add(before[before.index("        if args.autotune:") :].split("agent.temperature.apply")[0])
+        of_delay.add(end.split("    agent, actor_metrics")[0])
+        ends[script] = end
+    assert len(of_temperature) == len(of_delay) == 1
+    assert ends["sac_jax.py"] == ends["diffsac_jax.py"] == ends["diffwpo_jax.py"] and "tau" in ends["sac_jax.py"]
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_has_the_same_banners_and_experiment_fields(script):
     """A script may give an argument that all have another default, and nothing else: same type, same words."""

@@ -139,9 +139,13 @@ def test_identity_7_velocities_are_finite_differences_of_the_objective():
     np.testing.assert_allclose(velocity, numeric, rtol=1e-6, atol=1e-7)
 
 
-def test_one_step_is_vanilla_wpo():
-    """K = 1, temperature 0, no trust region: -velocity . grad_x log N(x; mean, std) with Fisher's preconditioner."""
-    args = diffwpo_jax.Args(**{**SETTINGS, "num_denoising_steps": 1})
+@pytest.mark.parametrize("precondition", [True, False])
+def test_one_step_is_vanilla_wpo(precondition):
+    """K = 1, temperature 0, no trust region: -velocity . grad_x log N(x; mean, std), by default with Fisher's matrix.
+
+    Its derivatives in mean and std; the preconditioner multiplies them by std^2 and std^2 / 2.
+    """
+    args = diffwpo_jax.Args(**{**SETTINGS, "num_denoising_steps": 1, "precondition": precondition})
     agent, batch, key = make_agent(diffwpo_jax, args, 0.0), make_batch(), jax.random.key(3)
     _, schedule = diffwpo_jax.policy_terms(args, agent, batch.obs)
     last, noise = diffusion.sample_noise(key, schedule, (B,))
@@ -154,9 +158,11 @@ def test_one_step_is_vanilla_wpo():
     x = mean + std * noise[0]
     value = lambda x: agent.critic.apply_fn(agent.critic.params, batch.obs, jnp.tanh(x)).min(axis=0).sum()  # noqa: E731
     velocity = jax.grad(value)(x)
-    # Natural gradient: d mean = std^2 * velocity / std^2, d std = std^2 / 2 * velocity * 2 (x - mean) / std^3.
+    in_mean, in_std = -velocity / B / std**2, -velocity * 2 * (x - mean) / B / std**3
+    if precondition:
+        in_mean, in_std = in_mean * std**2, in_std * std**2 / 2
     _, pull = jax.vjp(gaussian, agent.actor.params)
-    (expected,) = pull((-velocity / B, -velocity * (x - mean) / std / B))
+    (expected,) = pull((in_mean, in_std))
     assert_close(gradient(diffwpo_jax, args, agent, key, batch), expected, 1e-10, "identity 7, one step")
 
 
@@ -193,6 +199,33 @@ def test_trust_region_is_the_kl_of_the_target_to_the_actor():
         total += np.sum(np.log(s / s_t) + (s_t**2 + (m_t - m) ** 2) / (2 * s**2) - 0.5) / B
     np.testing.assert_allclose(metrics["diffusion/kl"], total, rtol=1e-10)
     np.testing.assert_allclose(loss, metrics["losses/actor_loss"] + 0.3 * total, rtol=1e-10)
+
+
+def test_the_trust_region_pulls_with_its_multiplier():
+    """A multiplier of 0.3 adds 0.3 times the KL's gradient at the chain's latents, which no gradient passes."""
+    args = diffwpo_jax.Args(**SETTINGS)
+    agent, batch, key = make_agent(diffwpo_jax, args, 0.7), make_batch(), jax.random.key(3)
+    latents = diffwpo_jax.actor_loss(agent.actor.params, args, agent, key, batch)[1][0].latents
+
+    def kl(params):
+        total, who = 0.0, (params, agent.target_actor_params)
+        new, old = (diffwpo_jax.policy_terms(args, diffwpo_jax.with_actor(agent, x), batch.obs) for x in who)
+        for k in range(1, K + 1):
+            (m, s), (m_t, s_t) = (
+                diffusion.denoising_mean_std(schedule, drift(latents[k], k), latents[k], k)
+                for drift, schedule in (new, old)
+            )
+            total += jnp.sum(jnp.log(s / s_t) + (s_t**2 + (m_t - m) ** 2) / (2 * s**2) - 0.5) / B
+        return total
+
+    @jax.jit
+    def with_multiplier(x):
+        pulled = agent.replace(multiplier=agent.multiplier.replace(params={"log": jnp.log(x)}))
+        return jax.grad(lambda params: diffwpo_jax.actor_loss(params, args, pulled, key, batch)[0])(agent.actor.params)
+
+    added = jax.tree.map(jnp.subtract, with_multiplier(0.3), with_multiplier(0.0))
+    expected = jax.tree.map(lambda x: 0.3 * x, jax.jit(jax.grad(kl))(agent.actor.params))
+    assert_close(added, expected, 1e-9, "trust region")
 
 
 def test_the_multiplier_moves_towards_the_bound_and_the_copy_follows_the_actor():

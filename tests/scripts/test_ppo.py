@@ -12,7 +12,7 @@ import pytest
 import diffppo_jax
 import ppo_jax
 from common import diffusion, normalization
-from common.distributions import tanh_log_det
+from common.distributions import gaussian_log_prob, tanh_log_det
 from envs import make_env
 from tests.chains import log_densities
 
@@ -172,16 +172,42 @@ def assert_stats_are_those_with(after, before, rows):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), after, expected)
 
 
-def test_the_samples_are_the_policys_that_learning_sees():
-    """Of observations normalised by the agent's statistics: mean and deviation are those of `policy_terms`."""
-    args = make_args(ppo_jax)
+@pytest.mark.parametrize("name", MODULES)
+def test_the_samples_are_the_policys_that_learning_sees(name):
+    """Of observations normalised by the agent's statistics: their mean and deviation are those of `policy_terms`, at
+    every denoising step where there are several; and the action is what the last of them becomes in the box."""
+    module = MODULES[name]
+    args = make_args(module)
     stats = normalization.RunningStats(np.arange(3.0), np.array([0.5, 1.0, 2.0]), np.array(7.0))
-    agent = make_agent(ppo_jax, args).replace(obs_stats=stats)
+    agent = make_agent(module, args).replace(obs_stats=stats)
     obs = np.tile(np.float32([0.3, -2.0, 4.0]), (20_000, 1))
-    mean, std = ppo_jax.policy_terms(args, agent, normalization.normalize(stats, obs[:1]))
-    _, sample = ppo_jax.sample_action(args, agent, jax.random.key(0), obs)
-    noise = (np.asarray(sample) - mean) / std
-    assert np.all(np.abs(noise.mean(axis=0)) < 0.03) and np.all(np.abs(noise.std(axis=0) - 1) < 0.03)
+    terms = module.policy_terms(args, agent, normalization.normalize(stats, obs))
+    action, sample = jax.device_get(compiled(module.sample_action, args)(agent, jax.random.key(0), obs))
+    if name == "ppo":
+        np.testing.assert_array_equal(action, np.clip(sample, -1, 1))
+        of_step = [(sample, *terms)]
+    else:
+        np.testing.assert_allclose(action, np.tanh(sample[0]), rtol=1e-4, atol=1e-6)
+        drift, schedule = terms
+        assert (schedule.prediction, schedule.prior_std) == (args.prediction, args.prior_std) == ("noise", 0.5)
+        levels = [(k, diffusion.denoising_mean_std(schedule, drift(sample[k], k), sample[k], k)) for k in (1, 2, 3)]
+        of_step = [(sample[k - 1], *mean_and_std) for k, mean_and_std in levels]
+        of_step.append((sample[3], 0.0, args.prior_std))
+    for x, mean, std in of_step:
+        noise = np.asarray((x - mean) / std)
+        assert np.all(np.abs(noise.mean(axis=0)) < 0.03) and np.all(np.abs(noise.std(axis=0) - 1) < 0.03)
+
+
+def test_diffppos_networks_know_the_level():
+    """As sin and cos of (k/K)(pi/2){1, 2, 4, 8} behind observation and latent; the levels at the start."""
+    args = make_args(diffppo_jax)
+    obs, latent = np.float32([[0.3, -2.0, 4.0]]), np.float32([[0.1, -0.2]])
+    angle = 2 / 3 * np.pi / 2 * np.array([1, 2, 4, 8])
+    expected = [*obs[0], *latent[0], *np.sin(angle), *np.cos(angle)]
+    np.testing.assert_allclose(diffppo_jax.network_input(args, obs, latent, 2)[0], expected, rtol=1e-5, atol=1e-6)
+    start = compiled_init(diffppo_jax.init_agent, args, *vars(SIZES).values())(jax.random.key(0))
+    betas = jax.nn.sigmoid(start.networks.params["actor"]["noise_logits"])
+    np.testing.assert_allclose(betas, np.tile([[0.05], [0.325], [0.6]], (1, 2)), rtol=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------------------- optimiser
@@ -217,17 +243,19 @@ def test_one_step_follows_both_losses(setups, name):
     assert args.vf_coef == 0.5
 
 
-def test_every_epoch_has_all_rows_in_an_order_of_its_own(monkeypatch):
-    args = make_args(ppo_jax)
+@pytest.mark.parametrize("name", MODULES)
+def test_every_epoch_has_all_rows_in_an_order_of_its_own(monkeypatch, name):
+    module = MODULES[name]
+    args = make_args(module)
     size = args.num_rows // args.num_minibatches
 
     def update(args, seen, rows):  # in the agent's place what it has seen
         count, table = seen
         return (count + 1, table.at[count].set(rows["row"])), {"losses/first_ratio_error": jnp.zeros(())}
 
-    monkeypatch.setattr(ppo_jax, "update", update)
+    monkeypatch.setattr(module, "update", update)
     table = jnp.zeros((args.update_epochs * args.num_minibatches, size), jnp.int32)
-    (count, table), _ = ppo_jax.learn(args, (0, table), jax.random.key(0), {"row": jnp.arange(args.num_rows)})
+    (count, table), _ = module.learn(args, (0, table), jax.random.key(0), {"row": jnp.arange(args.num_rows)})
     orders = np.asarray(table).reshape(args.update_epochs, args.num_rows)
     assert count == len(table) and all(sorted(order) == list(range(args.num_rows)) for order in orders)
     assert not np.array_equal(orders[0], orders[1]) and not np.array_equal(orders[0], np.arange(args.num_rows))
@@ -684,6 +712,46 @@ def test_policy_and_value_loss_by_hand():
     assert float(loss) == pytest.approx(0.5, abs=1e-5)
 
 
+def test_the_other_options_of_the_losses():
+    """PPO without normalised advantages; DiffPPO's value loss, clipped or not, of a latent and a level as well."""
+    args = make_args(ppo_jax, norm_adv=False)
+    agent, obs, zero = make_agent(ppo_jax, args), np.zeros((2, 3), np.float32), np.zeros(2, np.float32)
+    mean, std = ppo_jax.policy_terms(args, agent, obs)
+    log_prob = np.asarray(gaussian_log_prob(mean, mean, std)) - np.log(np.float32([1.5, 0.9]))  # ratios 1.5 and 0.9
+    batch = ppo_jax.Batch(obs, mean, log_prob, value=zero, advantage=np.float32([2, -1]), target=zero)
+    loss, metrics = compiled(ppo_jax.policy_loss, args)(agent, batch)
+    assert float(loss) == pytest.approx(-0.5 * (1.2 * 2.0 - 0.9 * 1.0), abs=1e-5)
+    assert float(metrics["losses/old_approx_kl"]) == pytest.approx(-0.5 * (np.log(1.5) + np.log(0.9)), abs=1e-5)
+
+    obs, k = np.array([[0.1, 0.2, 0.3], [-1.0, 0.5, 2.0]], np.float32), np.array([1, 3])
+    for clipped, expected in ((True, 0.5 * np.mean([1.3**2, 1.0**2])), (False, 0.5)):
+        args = make_args(diffppo_jax, clip_vloss=clipped)
+        agent = make_agent(diffppo_jax, args)
+        latent = obs[:, :2]
+        value = np.asarray(diffppo_jax.state_value(agent, diffppo_jax.network_input(args, obs, latent, k)))
+        before, target = value - np.float32([0.5, 0.1]), value + np.float32([1.0, -1.0])  # the first has moved far
+        batch = diffppo_jax.Batch(obs, latent, latent, k, zero, before, zero, target)
+        assert float(compiled(diffppo_jax.value_loss, args)(agent, batch)[0]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_learning_rate_may_stay():
+    for module in MODULES.values():
+        args = make_args(module)
+        assert float(module.learning_rate(args, 1600)) == pytest.approx(args.learning_rate / 2)
+        assert float(module.learning_rate(make_args(module, anneal_lr=False), 1600)) == pytest.approx(
+            args.learning_rate
+        )
+
+
+def test_rho_is_reported_by_its_step(setups):
+    args, agent, rollout, _, metrics = setups["diffppo"]
+    terms = diffppo_jax.policy_terms(args, agent, rollout.obs)
+    log_q, log_pi = jax.jit(partial(log_densities, *terms))(jnp.moveaxis(rollout.sample, 1, 0))
+    for k in (1, 2, 3):
+        expected = float((log_q - log_pi)[k - 1].mean())
+        assert float(metrics[f"diffusion/rho_{k}"]) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
 def test_network_initialisation():
     """Orthogonal weights times sqrt 2, the policy's head times 0.01, the value's times 1, no biases; a zero drift."""
 
@@ -749,6 +817,13 @@ def test_chunk_logs_and_statistics(chunks):
     np.testing.assert_allclose(rates, [3e-4, 3e-4 * (1 - args.log_frequency / args.total_timesteps)], rtol=1e-6)
     np.testing.assert_allclose(state.agent.obs_stats.count, (2 * T + 1) * N, rtol=1e-5)
     np.testing.assert_allclose(state.agent.return_stats.count, 2 * T * N, rtol=1e-5)
+
+
+def test_returns_of_episodes_before_a_start_are_not_in_the_rewards_scale(chunks):
+    """As after a resume whose environments begin new episodes: what was gathered before is of none of them."""
+    state, _ = chunks.result
+    again, _ = chunks.train([1, 2], lambda state: state.replace(discounted_return=state.discounted_return + 1e6))
+    jax.tree.map(np.testing.assert_array_equal, state.agent.return_stats, again.agent.return_stats)
 
 
 def test_chunk_is_compiled_once(chunks):

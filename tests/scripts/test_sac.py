@@ -1,6 +1,5 @@
 """One update of SAC term by term; updates of SAC and its kin, and agents trained side by side against single ones."""
 
-import dataclasses
 import importlib
 import inspect
 import logging
@@ -12,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from common import replay
 from envs import make_env
-from tests.agents import random_agent
+from tests.agents import random_agent, small_args
 
 OTHERS = ["diffsac_jax", "diffcrossq_jax", "crossq_jax"]
 SIZES = SimpleNamespace(observation_size=3, action_size=2)  # what init_agent asks of an environment
@@ -25,13 +25,6 @@ B = 6
 @pytest.fixture(params=["sac_jax", *(pytest.param(x, marks=pytest.mark.slow) for x in OTHERS)])
 def algorithm(request):
     return importlib.import_module(request.param)
-
-
-def small_args(algorithm, **settings):
-    """Arguments for small networks; three denoising steps where the algorithm has them."""
-    settings = {"hidden_dim": 8, "head_dim": 8, "num_denoising_steps": 3, **settings}
-    fields = {field.name for field in dataclasses.fields(algorithm.Args)}
-    return algorithm.Args(**{name: value for name, value in settings.items() if name in fields})
 
 
 @cache
@@ -70,6 +63,10 @@ def log_normal(x, mean, std):
 
 def log_det(x):
     return np.sum(np.log(1 - np.tanh(x) ** 2))
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 
 
 def assert_trees_close(x, y, **tolerance):
@@ -164,10 +161,14 @@ def test_targets_move_by_polyak(algorithm, updates):
     args, update = updates(algorithm)
     agent = make_agent(algorithm, args)
     after, _ = update(agent, jax.random.key(0), make_batch(size=32), 0)
-    new = jax.device_get(after.critic.params)
-    expected = jax.tree.map(lambda t, q: (1 - args.tau) * t + args.tau * q, agent.target_params, new)
-    assert_trees_close(after.target_params, expected, rtol=1e-5, atol=1e-7)
+    assert_trees_close(after.target_params, polyak(args, agent, after), rtol=1e-5, atol=1e-7)
     assert args.tau == 0.005
+
+
+def polyak(args, before, after):
+    """What the targets should be after an update."""
+    new = jax.device_get(after.critic.params)
+    return jax.tree.map(lambda t, q: (1 - args.tau) * t + args.tau * q, before.target_params, new)
 
 
 @WITH_TARGETS
@@ -203,16 +204,84 @@ def test_temperature_moves_towards_the_target_entropy(updates, scale, direction)
 
 
 @ALL
-def test_first_steps_have_their_own_rates(algorithm, updates):
-    """At the start the entropy is above the target: the temperature falls by q_lr; the actor moves by policy_lr."""
+def test_the_start(algorithm):
+    """The temperature is alpha, the critics differ, copies are copies; a chain has its noise levels and no drift."""
+    args = small_args(algorithm, alpha=0.3)
+    agent = initial_agent(algorithm, args)
+    assert float(agent.alpha) == pytest.approx(0.3)
+    for x in jax.tree.leaves(agent.critic.params):
+        assert x.shape[0] == 2 and (np.ptp(x) == 0 or not np.array_equal(x[0], x[1]))
+    for copy, original in (("target_params", agent.critic), ("target_actor_params", agent.actor)):
+        if hasattr(agent, copy):
+            assert_trees_close(getattr(agent, copy), original.params, rtol=0, atol=0)
+    if hasattr(algorithm, "diffusion"):
+        drift, schedule = algorithm.policy_terms(args, agent, make_batch().obs)
+        np.testing.assert_allclose(schedule.beta, np.broadcast_to([[[0.05]], [[0.325]], [[0.6]]], (3, B, 2)), rtol=1e-5)
+        assert not np.any(drift(jnp.ones((B, 2)), 1))
+
+
+@ALL
+def test_first_steps_have_their_own_rates_and_gradients(algorithm, updates):
+    """At the start the entropy is above the target: the temperature falls by q_lr; the actor moves by policy_lr.
+
+    Adam's first step has the gradient's sign only: its first moment is a tenth of the gradient.
+    """
     args, update = updates(algorithm)
     agent = initial_agent(algorithm, args)
+    agent = agent.replace(temperature=agent.temperature.replace(params={"log_alpha": np.log(np.float32(0.5))}))
     after, metrics = update(agent, jax.random.key(0), make_batch(terminated=False, size=32), 0)
     assert metrics["losses/entropy"] > args.target_entropy(2) + 0.5
     moved = after.temperature.params["log_alpha"] - agent.temperature.params["log_alpha"]
     np.testing.assert_allclose(moved, -args.q_lr, rtol=1e-3)
-    steps = jax.tree.map(lambda x, y: np.abs(x - y).max(), after.actor.params, agent.actor.params)
-    np.testing.assert_allclose(max(jax.tree.leaves(steps)), args.policy_lr, rtol=1e-2)
+    gradient = 10 * after.temperature.opt_state[0].mu["log_alpha"]
+    np.testing.assert_allclose(gradient, 0.5 * (metrics["losses/entropy"] - args.target_entropy(2)), rtol=1e-4)
+    for part, rate in (("actor", args.policy_lr), ("critic", args.q_lr)):
+        new, old = (getattr(x, part).params for x in (after, agent))
+        steps = jax.tree.map(lambda x, y: np.abs(x - y).max(), new, old)
+        np.testing.assert_allclose(max(jax.tree.leaves(steps)), rate, rtol=1e-2)
+    if hasattr(agent, "multiplier"):  # 0.3 at the start; the bound is 0.2 for each of two dimensions
+        gradient = 10 * after.multiplier.opt_state[0].mu["log"]
+        np.testing.assert_allclose(gradient, -0.3 * (metrics["diffusion/kl"] - 0.4), rtol=1e-4)
+
+
+MOMENTUM = (("mu", np.float32(1e3)), ("nu", np.float32(1.0)))
+
+
+@ALL
+def test_the_actor_learns_from_the_critics_that_were_just_updated(algorithm, updates):
+    """As in CleanRL: an optimiser with momentum takes them far away, to where the actor's gradient is another."""
+    args, update = updates(algorithm)
+    agent, batch, key = make_agent(algorithm, args), make_batch(size=32), jax.random.key(0)
+    adam, *rest = agent.critic.opt_state
+    adam = adam._replace(**{name: jax.tree.map(lambda x, v=v: x + v, getattr(adam, name)) for name, v in MOMENTUM})
+    agent = agent.replace(
+        critic=agent.critic.replace(opt_state=(adam, *rest)),
+        temperature=agent.temperature.replace(params={"log_alpha": np.log(np.float32(1e-3))}),
+    )
+    after, _ = update(agent, key, batch, 0)
+    actor_key = jax.random.split(key)[1]
+    actor_key = jax.random.split(actor_key)[0] if hasattr(algorithm, "diffusion") else actor_key
+    gradient = jax.jit(jax.grad(algorithm.actor_loss, has_aux=True), static_argnums=1)
+    of_new, of_old = (
+        flat(gradient(agent.actor.params, args, x, actor_key, batch)[0])
+        for x in (agent.replace(critic=after.critic), agent)
+    )
+    apart = np.abs(of_new - of_old).max()
+    assert apart > 0.005 * np.abs(of_new).max()
+    assert np.abs(10 * flat(after.actor.opt_state[0].mu) - of_new).max() < 0.02 * apart
+
+
+def test_the_actor_may_learn_more_rarely():
+    """Actor and temperature at every third update, from the first on; critics and targets at every one."""
+    sac = importlib.import_module("sac_jax")
+    args = small_args(sac, policy_frequency=3)
+    agent, update, batch = make_agent(sac, args), jax.jit(partial(sac.update, args)), make_batch(size=32)
+    for index in range(4):
+        after, _ = update(agent, jax.random.key(index), batch, index)
+        for part, due in (("critic", True), ("actor", index % 3 == 0), ("temperature", index % 3 == 0)):
+            assert getattr(after, part).step == getattr(agent, part).step + due, (part, index)
+        assert_trees_close(after.target_params, polyak(args, agent, after), rtol=1e-5, atol=1e-7)
+        agent = after
 
 
 @ALL
@@ -290,6 +359,56 @@ def test_after_the_warm_up_the_policy_acts_and_all_rows_are_learned_from():
     assert np.abs(action[:100].mean()) < 0.3 and np.all(action[100:200] < -0.99)
     assert metrics["losses/qf_loss"][0] > 1e7
     env.close()
+
+
+@struct.dataclass
+class Witness:
+    """In the agent's place: what each update was given."""
+
+    index: jax.Array
+    action: jax.Array
+    count: jax.Array
+
+
+def test_the_updates_of_a_step(monkeypatch):
+    """Their indices go on, each has a batch of its own with the newest rows in it, and the buffer holds whole steps.
+
+    Four environments, one update for every two of their steps, and the step from 16 to 20 after a warm-up of 8.
+    """
+    sac = importlib.import_module("sac_jax")  # the training section is the same in all of them
+    steps = dict(total_timesteps=400, learning_starts=8, log_frequency=400, eval_frequency=400)
+    args = sac.Args(num_envs=4, updates_per_step=0.5, buffer_size=22, batch_size=64, **steps)
+    env = make_env("tests.jax_environments:Walk", 4)
+    state = jax.jit(partial(sac.init_training, args, env))(jax.random.key(0))
+    assert len(state.buffer.reward) == 20
+
+    def update(args, seen, key, batch, index):
+        at = seen.count
+        action = seen.action.at[at].set(batch.action[:, 0])
+        return Witness(seen.index.at[at].set(index), action, at + 1), {"x": jnp.zeros(())}
+
+    monkeypatch.setattr(sac, "update", update)
+    monkeypatch.setattr(sac, "sample_action", lambda args, agent, key, obs: (jnp.full((4, 1), 0.5), None))
+    state = state.replace(agent=Witness(jnp.zeros(9, int), jnp.zeros((9, 64)), jnp.int32(0)))
+    state, _ = jax.jit(partial(sac.train_step, args, env))(state, jnp.int32(16))
+    seen = jax.device_get(state.agent)
+    assert seen.count == 2 and seen.index[:2].tolist() == [4, 5]  # after (16 - 8) / 4 steps of two updates
+    assert not np.array_equal(*seen.action[:2]) and all(0.5 in actions for actions in seen.action[:2])
+
+
+def test_the_policy_acts_with_its_noise_and_every_environment_has_its_own():
+    """Uniform in the warm-up; then, with zero weights, tanh of N(0, exp(-3)): log std lies between -5 and 2."""
+    sac = importlib.import_module("sac_jax")
+    steps = dict(total_timesteps=640, learning_starts=64, log_frequency=128, eval_frequency=640)
+    args = small_args(sac, num_envs=64, updates_per_step=1 / 64, **steps)
+    env = make_env("tests.jax_environments:Walk", 64)
+    state = start_training(sac, args, env, [0])
+    actor = state.agent.actor.replace(params=jax.tree.map(jnp.zeros_like, state.agent.actor.params))
+    state, *_ = sac.train_chunk(args, env, state.replace(agent=state.agent.replace(actor=actor)), jnp.int32(0))
+    action = np.asarray(state.buffer.action[0, :128, 0])
+    assert len(set(action)) == 128
+    assert action[:64].std() == pytest.approx(3**-0.5, abs=0.1)
+    assert action[64:].std() == pytest.approx(0.21, abs=0.06)
 
 
 PENDULUM = dict(total_timesteps=120, learning_starts=40, log_frequency=40, eval_frequency=120, batch_size=8)
