@@ -109,7 +109,7 @@ def values(folder, tag):
 
 
 def test_first_minibatch_and_learning_rate(trained):
-    """The first minibatch of a rollout has the policy that acted; the rate falls linearly."""
+    """On the first minibatch of a rollout the ratio is 1, old and new densities being of one agent; the rate falls."""
     script, folder = trained
     errors, rates = (values(folder, tag) for tag in ("losses/first_ratio_error", "charts/learning_rate"))
     if script in OFF_POLICY:
