@@ -234,13 +234,10 @@ def measure(bandit: Bandit, x: np.ndarray, log_weight: np.ndarray) -> dict[str, 
 
 def picture(path: Path, samples: dict[str, dict[str, np.ndarray]]) -> None:
     """Density (left) beside samples, one row per bandit. `samples`: by label, by bandit, x `[n, A]`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from benchmarks.figures import panels_of
 
     size = len(BANDITS), len(samples) + 1
-    figure, axes = plt.subplots(*size, figsize=(2.1 * size[1], 2.1 * size[0]), squeeze=False)
+    figure, axes = panels_of(*size, 2.1 * size[1], 2.1 * size[0])
     for row, bandit in zip(axes, BANDITS, strict=True):
         cells = 160
         p = bandit.cell_probabilities(cells, finer=1)
@@ -273,7 +270,6 @@ def picture(path: Path, samples: dict[str, dict[str, np.ndarray]]) -> None:
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
-    plt.close(figure)
 
 
 def title(name: str, num_steps: int) -> str:

@@ -18,11 +18,10 @@ from pathlib import Path
 
 from benchmarks.results import Results, load, read_rows, with_own_algorithms
 from benchmarks.tables import TABLES, TRAINING
-from benchmarks.work import may_be_cut
+from benchmarks.work import ROOT, may_be_cut
 from envs import UserError
 from harness.cli import one_line_errors
 
-ROOT = Path(__file__).resolve().parent.parent
 MARKERS = re.compile(
     r"(?P<begin><!-- (?:table (?P<table>[a-z-]+)|figure (?P<figure>\w+): (?P<caption>.*?)) -->\n).*?<!-- end -->",
     re.DOTALL,

@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.work import ROOT
 from harness import RunFolder
 
-ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 1800  # seconds for one process
 Row = tuple[str, str, str]  # quantity, value, how it was measured
 
