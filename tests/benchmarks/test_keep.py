@@ -145,7 +145,7 @@ def test_damaged_files_are_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as leaving:
         keep.main()
     said = capsys.readouterr().err
-    assert leaving.value.code == 2 and said.startswith("error: nothing is kept: ValueError: could not convert")
+    assert leaving.value.code == 2 and f"{run / 'scalars.csv'}' is damaged: ValueError: could not convert" in said
     assert said.count("\n") == 1 and sorted(tmp_path.iterdir()) == [run]
 
 
