@@ -141,3 +141,20 @@ def agents(folder: Path):
     args = stored.arguments(module.Args)
     env = importlib.import_module("envs").make_env(args.env_id, 1, 1, args.env_kwargs)
     return read_agents(stored, module, args, env)
+
+
+# ------------------------------------------------------------------------------------------------- killed in the middle
+
+
+class Killed(BaseException):
+    pass
+
+
+def half(write):
+    """`write` that is killed in the middle."""
+
+    def killed(self, content, *more):
+        write(self, content[: len(content) // 2], *more)
+        raise Killed
+
+    return killed

@@ -1,6 +1,7 @@
 """The bandits with known densities: what their measures say, and that every algorithm can be trained on them."""
 
 import csv
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -101,3 +102,62 @@ def test_end_to_end(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_all_algorithms_and_bandits_end_to_end(tmp_path):
     end_to_end(tmp_path, tuple(bandit.ALGORITHMS))
+
+
+def test_the_normaliser_of_the_ring():
+    """A Gaussian of the radius, 2.5 and 0.3, times the circumference: 2 pi 2.5 0.3 sqrt(2 pi) / 4^2."""
+    (ring,) = (x for x in bandit.BANDITS if x.name == "ring")
+    mass = 2 * np.pi * 2.5 * 0.3 * np.sqrt(2 * np.pi)
+    assert bandit.log_normaliser(ring) == pytest.approx(np.log(mass / 16), abs=1e-3)
+
+
+def test_agents_stand_by_seed_and_bandit(monkeypatch):
+    monkeypatch.setattr(bandit, "learner", lambda *_: lambda number, key: (number, jax.random.key_data(key)))
+    number, key = bandit.train_agents("sac", None, bandit.BANDITS[:2], (4, 5, 6), 1)
+    np.testing.assert_array_equal(number, [[0, 1]] * 3)
+    for row, seed in zip(key, (4, 5, 6), strict=True):
+        np.testing.assert_array_equal(row, jax.random.key_data(jax.random.split(jax.random.key(seed), 2)))
+
+
+def test_log_weights_are_q_less_the_log_likelihood(monkeypatch):
+    """At x = 2, the mean of the mode with 0.7 of the mass; the sampler says a log-likelihood of -1."""
+
+    def sample_action(args, agent, key, obs):
+        return jnp.full((len(obs), 1), 0.5), jnp.full(len(obs), -1.0)
+
+    monkeypatch.setitem(bandit.ALGORITHMS, "known", SimpleNamespace(sample_action=sample_action))
+    x, log_weight = bandit.sampler("known", None, bandit.BANDITS[:1], 3)(jnp.zeros(1), 1)
+    np.testing.assert_array_equal(x, np.full((1, 3, 1), 2.0))
+    q = np.log(0.7 / np.sqrt(2 * np.pi * 0.16)) + np.log(4)
+    np.testing.assert_allclose(log_weight, np.full((1, 3), q + 1), 1e-3)
+
+
+def test_each_seeds_own_agents_are_measured(tmp_path, monkeypatch, capsys):
+    """Agents are the numbers of their seeds, and so are the weights."""
+    monkeypatch.setattr(bandit, "train_agents", lambda name, args, bandits, seeds, updates: jnp.array(seeds, float))
+    monkeypatch.setattr(
+        bandit, "sampler", lambda *_: lambda agents, seed: (np.full((1, 9, 1), 2.0), np.full((1, 9), -float(agents)))
+    )
+    monkeypatch.setattr(bandit, "picture", lambda *_: None)
+    monkeypatch.setattr(bandit, "BANDITS", bandit.BANDITS[:1])
+    asked = bandit.Settings(("diffsac",), steps=(16, 2), seeds=(3, 10), results=tmp_path / "trial.csv")
+    rows = bandit.main(asked)
+    assert [(row["K"], row["seed"], row["elbo_gap"]) for row in rows] == [
+        (2, 3, 3.0), (2, 10, 10.0), (16, 3, 3.0), (16, 10, 10.0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", bandit.ALGORITHMS)
+def test_the_policy_that_is_asked_for_is_the_density(name):
+    """Of one step, at the temperature 1, which stays."""
+    args = bandit.make_args(name, 5, 8)
+    assert (args.gamma, args.alpha, args.autotune) == (0.0, 1.0, False)
+    assert getattr(args, "num_denoising_steps", 5) == 5
+
+
+@pytest.mark.parametrize("more", [0.0, 5.0, -800.0])
+def test_the_error_of_the_normaliser_by_hand(more):
+    """Weights of 1 and 3, whose mean is 2, all times the same."""
+    x = np.zeros((10, 2))
+    found = bandit.measure(bandit.BANDITS[1], x, more + np.tile([0.0, np.log(3.0)], 5))
+    assert found["log_z_error"] == pytest.approx(abs(np.log(2.0) + more))

@@ -15,6 +15,7 @@ from benchmarks.results import load
 from envs import UserError
 from harness.experiment import option
 from harness.folder import LAYOUT
+from tests.running import Killed, half
 
 VERSIONS = {
     "git_commit": "0123456789abcdef",
@@ -266,6 +267,44 @@ def test_refusals(tmp_path, monkeypatch, capsys):
         ("6", "false"),
         ("7", "false"),
     }
+
+
+def test_speed_is_of_the_steps_that_learned(tmp_path):
+    """Ten times as fast before; seconds of training are of both."""
+    run = make_run(tmp_path / "run")
+    path = run / "scalars.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    fast = [x.replace("charts/SPS,50.0", "charts/SPS,500.0") if x.startswith("100,") else x for x in lines]
+    path.write_text("".join(fast))
+    first, last = export.read_run(run)
+    assert first["steps_per_second"] == last["steps_per_second"] == "50.0"
+    assert (first["wall_time"], last["wall_time"]) == ("5.2", "12.2")
+
+
+def test_a_shorter_run_does_not_take_the_place_of_a_longer_one(tmp_path):
+    rows = export.read_run(make_run(tmp_path / "run"))
+    path = export.merge(rows, tmp_path / "results")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="has more than the 200 steps of this run of seed 1"):
+        export.merge(rows[:1], tmp_path / "results")
+    assert path.read_bytes() == before
+    export.merge([row | {"seed": "2"} for row in rows[:1]], tmp_path / "results")
+
+
+def test_seeds_are_in_the_order_of_their_numbers(tmp_path):
+    rows = export.read_run(make_run(tmp_path / "run", seed=10))
+    for seed in ("10", "2"):
+        path = export.merge([row | {"seed": seed} for row in rows], tmp_path / "results")
+    assert [row["seed"] for row in rows_of(path)] == ["2", "2", "10", "10"]
+
+
+def test_killed_while_it_writes_results(tmp_path, monkeypatch):
+    path = tmp_path / "x.csv"
+    export.write_csv(path, ["a"], [{"a": 1}])
+    monkeypatch.setattr(csv.DictWriter, "writerows", half(lambda *_: None))
+    with pytest.raises(Killed):
+        export.write_csv(path, ["a"], [{"a": 2}])
+    assert path.read_text() == "a\n1\n"
 
 
 # ---------------------------------------------------------------------------------------------------------- arguments

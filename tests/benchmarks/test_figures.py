@@ -1,14 +1,18 @@
 """Every figure is drawn and shows something; the committed pages show figures that exist."""
 
+import dataclasses
 import re
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from benchmarks import figures
 from benchmarks.export import write_csv
 from benchmarks.figures import draw_figures
 from benchmarks.pages import ROOT, main, pages
-from benchmarks.results import load, read_rows
+from benchmarks.results import Curve, load, read_rows
 
 
 def test_every_figure_shows_something(checkout, monkeypatch):
@@ -56,3 +60,75 @@ def test_committed_figures_exist():
     for page in pages(ROOT):
         for name in re.findall(r"!\[[^\]]*\]\(([^)]+\.png)\)", page.read_text()):
             assert (page.parent / name).stat().st_size > 5000, f"{page} shows {name}"
+
+
+@pytest.fixture(scope="module")
+def results(checkout):
+    return load(checkout / "benchmarks" / "results")
+
+
+def line_of(axis, name):
+    """The points of the line with this label."""
+    (line,) = (line for line in axis.lines if line.get_label() == name)
+    return np.array(line.get_data())
+
+
+def test_curves_are_of_the_policy_that_the_axis_names(results):
+    """SAC's on Hopper: 10 i + seed for the stochastic policy, twice that for the deterministic one, every 10k steps."""
+    i = np.arange(1, 13)
+    axes = figures.curves_figure(results, "off-policy").axes
+    for axis, factor, policy in ((axes[0], 2, "deterministic"), (axes[2], 1, "stochastic")):
+        assert axis.get_ylabel() == f"{policy} return"
+        np.testing.assert_allclose(line_of(axis, "SAC"), [10 * i, factor * (10 * i + 2)])
+        np.testing.assert_allclose(line_of(axis, "DiffSAC"), [10 * i, factor * (20 * i + 2)])
+    over_time = figures.curves_figure(results, "off-policy", over_time=True).axes[0]
+    np.testing.assert_allclose(line_of(over_time, "SAC"), [100 * i / 3600, 2 * (10 * i + 2)])
+
+
+def curve(seed, steps, returns):
+    steps = np.array(steps)
+    return Curve(seed, steps, {"training": np.array(returns, float)}, steps / 10.0, {})
+
+
+def test_a_mean_is_over_the_steps_that_all_seeds_were_evaluated_at():
+    ((axis,),) = figures.panels_of(1, 1, 3, 3)[1]
+    curves = [curve(1, [1000, 2000, 3000, 4000], [1, 2, 3, 4]), curve(2, [2000, 4000, 6000], [20, 40, 60])]
+    figures.draw_curve(axis, curves, "ppo_jax", "training", over_time=False)
+    np.testing.assert_array_equal(line_of(axis, "PPO"), [[2, 4], [11, 22]])
+
+
+def test_points_of_the_pairs(results):
+    """DiffSAC over SAC is first, below its titles."""
+    left, right = figures.aggregate_figure(results).axes
+    assert left.get_xlabel().startswith("IQM") and right.get_xlabel().startswith("probability")
+    assert left.get_yticklabels()[0].get_text().startswith("DiffSAC vs SAC, deterministic, p = 0.005")
+    for axis, value in ((left, 1.99), (right, 1.0)):
+        assert axis.lines[1].get_xdata()[0] == pytest.approx(value, abs=0.005)
+        assert axis.lines[1].get_ydata()[0] == 0
+
+
+def test_an_ablation_shows_each_level_its_score_and_speed(results):
+    """At 90k: K times the mean of 7, 8 and 9, and the seed; of the default, which is K = 8, 20 times."""
+    own = {k: results[f"diffsac_k{k}"]["Hopper-v4"] for k in (1, 4)}
+    faster = {
+        f"diffsac_k{k}": {
+            "Hopper-v4": [
+                dataclasses.replace(x, columns={**x.columns, "steps_per_second": str(1000 - k)}) for x in curves
+            ]
+        }
+        for k, curves in own.items()
+    }
+    top, bottom = figures.ablation_figure({"diffsac_jax": results["diffsac_jax"], **faster}).axes
+    np.testing.assert_allclose(line_of(top, "stochastic"), [[1, 4, 8], [10, 34, 162]])
+    np.testing.assert_allclose(line_of(top, "deterministic"), [[1, 4, 8], [20, 68, 324]])
+    np.testing.assert_allclose(bottom.lines[0].get_data(), [[1, 4, 8], [999, 996, 200]])
+
+
+def test_published_returns_are_drawn_beside_ours_in_their_metric(results):
+    axis = Figure().subplots()
+    row = {"algorithm": "SAC", "env_id": "Hopper-v4", "steps": "120000", "mean": "100", "std_over_seeds": "20"}
+    curves = {"sac_jax": [x.until(120_000) for x in results["sac_jax"]["Hopper-v4"]]}
+    figures.draw_reference(axis, "Hopper-v4", [row | {"metric": "deterministic"}], 120_000, curves)
+    points = [container[0].get_xydata().tolist() for container in axis.containers]
+    assert points == [[[100, 0]], [[224, 1]]]
+    assert [x.get_text() for x in axis.get_yticklabels()][1] == "here: SAC, deterministic, 120k"

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from scipy.special import ndtr
 
 import sac_jax
-from benchmarks import hidden
+from benchmarks import figures, hidden
 from tests.benchmarks.untrained import untrained_run
 
 HIDDEN = "benchmarks.hidden:HiddenTarget-v0"
@@ -129,3 +129,12 @@ def test_picture_of_trained_agents(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         call(other)
     assert capsys.readouterr().err == f"error: {other} is no run on the hidden target\n"
+
+
+def test_the_picture_says_in_how_many_episodes_such_actions_succeed(tmp_path, monkeypatch):
+    """A half and two quarters of them hit three targets: the mean of 1 - 2^-10, twice 1 - 0.75^10, and 0."""
+    made, grid_of = [], figures.grid_of
+    monkeypatch.setattr(figures, "grid_of", lambda *sizes: made.append(grid_of(*sizes)) or made[-1])
+    hidden.draw([("SAC", hidden.targets(0.4)[[0, 0, 1, 2]])], 0.4, tmp_path / "hidden.png")
+    ((_, (axis,)),) = made
+    assert axis.get_title() == "SAC\nfinds 0.72 here"

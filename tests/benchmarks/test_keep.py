@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import pytest
 
+import sac_jax
 from benchmarks import keep
 from envs import UserError, make_env
 from harness import RunFolder, load_agent, show
 from harness.checkpoint import complete
 from harness.seal import damage
-from tests.benchmarks.untrained import evaluated_run
+from tests.benchmarks.untrained import evaluated_run, untrained_run
 from tests.running import ROOT, SMALL, enter, train
 
 AGENTS = sorted((ROOT / "benchmarks" / "agents").glob("*/"))
@@ -174,3 +175,22 @@ def test_agents_to_try_act_and_are_small():
         assert damage(checkpoint) is None
         obs = np.zeros(make_env(RunFolder(folder).stored_args()["env_id"], 1).observation_size)
         assert np.all(np.abs(load_agent(folder, deterministic=True)(obs, jax.random.key(0))) <= 1)
+
+
+def test_the_seed_that_is_asked_for_is_kept(tmp_path):
+    """Which is not the first of its run."""
+    args = sac_jax.Args(
+        env_id="benchmarks.turning:TurningAgent-v0", num_seeds=2, total_timesteps=10_000, hidden_dim=8,
+        runs_folder=str(tmp_path / "runs"),
+    )  # fmt: skip
+    run = untrained_run(args, action_size=1)
+    returns = {"1": {"deterministic_last": 1.0}, "2": {"deterministic_last": 2.0}}
+    RunFolder(run).write_json("summary.json", {**RunFolder(run).summary(), "episodic_return": returns})
+    keep.keep(run, 2, tmp_path / "copy")
+    obs, key = np.ones((4, 2)), jax.random.key(0)
+    first, second = (load_agent(run, seed)(obs, key) for seed in (1, 2))
+    kept = load_agent(tmp_path / "copy")(obs, key)
+    np.testing.assert_array_equal(kept, second)
+    assert np.all(kept != first)
+    assert RunFolder(tmp_path / "copy").summary()["episodic_return"] == {"2": returns["2"]}
+    assert {row[2] for row in RunFolder(tmp_path / "copy").scalars()} == {2}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import threading
 from types import SimpleNamespace
 
 import jax
@@ -14,7 +15,7 @@ import diffcrossq_jax
 import diffsac_jax
 import diffwpo_jax
 import sac_jax
-from benchmarks import device, rounds, speed, suites
+from benchmarks import device, export, peers, rounds, speed, suites, turning
 from benchmarks.results import read_rows
 from benchmarks.tables import speed_table
 from harness.folder import LAYOUT
@@ -128,3 +129,82 @@ def test_actions_that_are_measured():
     assert measure(1) > 0
     jax.effects_barrier()
     assert len(asked) == 14
+
+
+def test_times_beside_sacs():
+    rows = speed.beside_sac({"SAC": [0.002, 0.002], "X": [0.006, 0.004]}, "{} update", "SAC update", 2, "how")
+    assert rows == [
+        ("SAC update", "2.00 ms (2.00 to 2.00)", "how"),
+        ("X update / SAC update", "2.50 (2.00 to 3.00)", "how"),
+    ]
+
+
+def test_ratios_are_over_the_nearest_kin(monkeypatch):
+    seconds = {"sac_jax": 1, "diffsac_jax": 2, "diffwpo_jax": 6, "crossq_jax": 3, "diffcrossq_jax": 12}
+    monkeypatch.setattr(speed, "one_update", lambda script, *_: lambda number: seconds[script.__name__])
+    monkeypatch.setattr(speed, "make_env", lambda *_: SimpleNamespace(close=lambda: None))
+    rows = {row[0]: row[1] for row in speed.updates(SimpleNamespace(env_id="x", rounds=1, updates=1))}
+    assert rows["DiffSAC, K = 8 update / SAC update"].startswith("2.00 ")
+    assert rows["DiffWPO, K = 8 update / SAC update"].startswith("6.00 ")
+    assert rows["DiffWPO, K = 8 update / DiffSAC update"].startswith("3.00 ")
+    assert rows["DiffCrossQ, K = 8 update / CrossQ update"].startswith("4.00 ")
+
+
+def test_steps_of_all_seeds_against_those_of_one(monkeypatch):
+    """Four seeds with 10 steps/s each do five times the work of one with 8."""
+    monkeypatch.setattr(speed, "steps_per_second", lambda options, *words: 10.0 if "--num-seeds" in words else 8.0)
+    for _, value, _ in speed.seeds(SimpleNamespace(env_id="x", steps=1, rounds=1)):
+        assert value == "5.00 (5.00 to 5.00)"
+
+
+def test_diffppo_over_ppo(monkeypatch):
+    speeds = {"ppo_jax.py": 100.0, "diffppo_jax.py": 25.0}
+    monkeypatch.setattr(speed, "steps_per_second", lambda options, script, *words: speeds[script])
+    rows = speed.diffppo(SimpleNamespace(env_id="x", rounds=1))
+    assert [row[1] for row in rows] == ["25 steps/s (25 to 25)", "0.25 (0.25 to 0.25)"]
+
+
+def test_scripts_over_their_peers(monkeypatch):
+    """100 steps/s against 50."""
+    monkeypatch.setattr(peers, "steps_per_second", lambda *_: 100.0)
+    monkeypatch.setattr(peers, "run_process", lambda command, *_, **__: "1.0 SPS: 7\nSPS: 50\nsteps_per_second 50.0\n")
+    options = SimpleNamespace(env_id="x", steps=1, rounds=1, threads=1, peers_python=sys.executable, cleanrl=__file__)
+    for rows in (peers.sbx(options), peers.ppo(options)):
+        of_ratios = [value for quantity, value, _ in rows if " / " in quantity]
+        assert of_ratios == ["2.00 (2.00 to 2.00)"] * 2
+
+
+def waits(function, *arguments):
+    """Whether a call of `function`, which changes the file, waits for who is alone in its folder."""
+    path = arguments[0]
+    before, thread = path.read_text(), threading.Thread(target=function, args=arguments)
+    with export.alone(path.parent):
+        thread.start()
+        thread.join(0.3)
+        waited = thread.is_alive() and path.read_text() == before
+    thread.join()
+    assert path.read_text() != before
+    return waited
+
+
+def test_two_measurements_at_once_lose_no_row(tmp_path, monkeypatch):
+    """Each reads the file, adds its rows and writes it."""
+    row = dict.fromkeys(speed.COLUMNS, "x")
+    speed.save(tmp_path / "speed.csv", [row])
+    assert waits(speed.save, tmp_path / "speed.csv", [row | {"quantity": "y"}])
+    names = ("script", "exp_name", "seed", "global_step", "arguments", "heading", "left", "middle", "right", "return")
+    row = dict.fromkeys(names, "1")
+    export.write_csv(tmp_path / "turning.csv", names, [row])
+    monkeypatch.setattr(turning, "measure", lambda *_: [row | {"seed": "2"}])
+    monkeypatch.setattr("sys.argv", ["turning", "run", "--results", str(tmp_path / "turning.csv")])
+    assert waits(lambda path: turning.main(), tmp_path / "turning.csv")
+
+
+def test_seconds_are_of_one_action(monkeypatch):
+    looks = iter([0.0, 1.0, 10.0, 24.0])
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: next(looks)))
+    script = SimpleNamespace(
+        init_agent=lambda args, env, key: jnp.zeros(()),
+        sample_action=lambda args, agent, key, obs: (obs[:, :2] + agent, None),
+    )
+    assert speed.one_action(script, None, SimpleNamespace(observation_size=3, action_size=2), 7)(1) == 2.0

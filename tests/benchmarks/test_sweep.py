@@ -17,9 +17,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from benchmarks import export, on_here, pages, suites, sweep
+from benchmarks import export, on_here, pages, standing, suites, sweep
 from benchmarks.work import ROOT, Process, Work
-from harness import RunFolder, provenance
+from harness import RunFolder, log, provenance
 from harness.folder import LAYOUT
 
 RUN_ALL = ROOT / "benchmarks" / "run_all.sh"
@@ -409,6 +409,112 @@ def test_a_list_that_is_cut():
     process.stdout.close()
     _, error = process.communicate(timeout=TIMEOUT)
     assert process.returncode == -signal.SIGPIPE and error == ""
+
+
+@pytest.fixture
+def job():
+    """Of three seeds."""
+    (job,) = suites.jobs_of({"mine": {"runs": [entry(script="sac_jax.py", seeds=[1, 2, 3], steps=9000)]}}, "mine", True)
+    return job
+
+
+@pytest.fixture
+def begun(job, tmp_path):
+    """Its folder."""
+    folder = RunFolder(tmp_path / job.name)
+    folder.path.mkdir()
+    folder.write_args(job.args)
+    return folder
+
+
+def test_a_run_that_ends_while_it_is_looked_at_has_finished(job, begun, tmp_path, monkeypatch):
+    def held(folder):  # it writes its summary before it releases the lock
+        begun.write_json("summary.json", {"total_timesteps": 9000})
+        return False
+
+    monkeypatch.setattr(standing, "held", held)
+    assert standing.look(job, tmp_path).state == "finished"
+
+
+def test_the_speed_of_a_running_run_is_its_last(job, begun, tmp_path, monkeypatch):
+    rows = "".join(f"{step},1.0,1,charts/SPS,{value}\n" for step, value in ((1000, 500.0), (2000, 30.0)))
+    (begun.path / "scalars.csv").write_text(log.HEADER + rows)
+    monkeypatch.setattr(standing, "held", lambda folder: True)
+    stand = standing.look(job, tmp_path)
+    assert (stand.state, stand.step, stand.speed) == ("running", 2000, 30.0)
+
+
+def test_steps_to_do_are_those_of_all_seeds(job, tmp_path):
+    (line,) = standing.outlook([standing.look(job, tmp_path)])
+    assert line.endswith("; 27,000 environment steps")
+
+
+def test_a_sweep_of_a_run_that_nan_stopped_has_not_succeeded(call):
+    """Also where nothing is left to do."""
+    nan = [entry("nan", flags="--behaviour nan")]
+    for todo in (1, 0):
+        assert f"{todo} runs to do" in call(entries=nan, status=1).out
+
+
+@pytest.mark.parametrize("number", [2, 15])
+def test_a_signal_that_comes_while_a_run_starts_reaches_it(number, monkeypatch):
+    engine, sent = on_here.Engine(1, {}), []
+
+    def start(work):
+        engine._signal(number)
+        return SimpleNamespace(send=sent.append, wait=lambda: 0)
+
+    monkeypatch.setattr(on_here, "Process", start)
+    engine._run_one(None)
+    assert sent == [number]
+
+
+def test_a_run_has_a_session_of_its_own(tmp_path):
+    """Ctrl-C in a terminal would reach it twice, from there and from the sweep: the second leaves at once."""
+    work = Work("a", ("-c", "import os; print(os.getsid(0) == os.getpid())"), tmp_path / "log")
+    assert Process(work).wait() == 0
+    assert "\nTrue\n" in work.log.read_text()
+
+
+ON_A_LEASH = """
+import os, sys, time
+from pathlib import Path
+from benchmarks.work import Process, Work
+there = Path(sys.argv[1])
+words = ("-c", f"import pathlib, time; pathlib.Path({str(there)!r}).touch(); time.sleep(60)")
+process = Process(Work("a", words, there.with_name("log")), leash=True)
+while not there.exists():
+    time.sleep(0.02)
+print(process._process.pid, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    "status, state",
+    [*((x, "waiting") for x in (None, 130, 143, -2, -15)), (1, "failed"), (0, "failed")],
+)
+def test_what_an_exit_status_says_of_a_run(job, begun, tmp_path, status, state):
+    """A signal that comes before Python can hear it ends a process by its number."""
+    (tmp_path / "logs").mkdir()
+    end = "" if status is None else f"+ exit status {status}\n"
+    (tmp_path / "logs" / f"{job.name}.log").write_text(f"+ python a.py\nrunning\n{end}")
+    stand = standing.look(job, tmp_path)
+    assert (stand.state, stand.to_do) == (state, True) and stand.why.endswith(": running")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a signal at the parent's death is Linux's")
+def test_a_run_on_a_leash_ends_with_its_parent(tmp_path):
+    """Otherwise it holds the lock of its folder, and another machine cannot go on with it."""
+    words = [sys.executable, "-c", ON_A_LEASH, str(tmp_path / "there")]
+    pid = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    stat = Path(f"/proc/{pid}/stat")
+    for _ in range(200):
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    os.kill(int(pid), 9)
+    pytest.fail("it goes on")
 
 
 # --------------------------------------------------------------------------------------------------------- end to end

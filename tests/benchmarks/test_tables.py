@@ -338,3 +338,10 @@ def test_settings_are_the_defaults_of_the_scripts():
 
 def test_numbers_of_seeds():
     assert [tables.span(counts) for counts in ({3}, [3, 3], {10, 3, 5})] == ["3", "3", "3 to 10"]
+
+
+def test_runs_of_changed_code_have_a_star(tmp_path):
+    for seed, dirty in ((1, "false"), (2, "true"), (3, "")):
+        rows = made_up_rows("sac_jax", "Hopper-v4", seed, 2, 1)
+        export.merge([row | {"commit": str(seed) * 10, "dirty": dirty} for row in rows], tmp_path)
+    assert " | 1111111 2222222* 3333333* | " in tables.runs_table(load(tmp_path))

@@ -11,8 +11,10 @@ import jax
 import numpy as np
 import pytest
 
+import harness
+import harness.run
 import sac_jax
-from benchmarks import turning
+from benchmarks import export, turning
 from benchmarks.results import read_rows
 from benchmarks.tables import turning_table
 from tests.benchmarks.untrained import untrained_run
@@ -148,3 +150,13 @@ def test_refusals_are_one_line(run, tmp_path, call, what):
     status, printed = call(folder, "--results", tmp_path / "turning.csv")
     assert status == 2 and printed.err.startswith("error: ") and printed.err.count("\n") == 1
     assert not (tmp_path / "turning.csv").exists()
+
+
+def test_a_return_is_the_sum_over_an_episode(monkeypatch):
+    source = dict.fromkeys(turning.SOURCE, "1") | {"env_id": "benchmarks.turning:TurningAgent-v0"}
+    monkeypatch.setattr(export, "read_run", lambda run: [source])
+    monkeypatch.setattr(harness, "load_agent", lambda run, seed: None)
+    rewards = np.tile([1.0, 0.5], (100, 1))
+    monkeypatch.setattr(turning, "rollout", lambda *_: (np.ones((100, 2, 2)), np.ones((100, 2, 1)), rewards))
+    rows = turning.measure(Path("run"), 2)
+    assert [row["heading"] for row in rows] == [*range(0, 360, 45)] and {row["return"] for row in rows} == {75.0}

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
 from envs import UserError, make_env
 from envs.gymnasium_make import make_gymnasium
@@ -240,3 +241,25 @@ def test_non_finite_actions_do_not_reach_the_environment():
     env = make_env("Pendulum-v1", 2)
     _, time_step = env.step(env.reset(jax.random.key(0)), np.array([[np.nan], [np.inf]], np.float32))
     assert np.isfinite(time_step.obs).all() and np.isfinite(time_step.reward).all()
+
+
+class Failing(PendulumEnv):
+    """Fails at every step from the third on, each time for another reason."""
+
+    count = 0
+
+    def step(self, action):
+        self.count += 1
+        if self.count >= 3:
+            raise ValueError(f"step {self.count}")
+        return super().step(action)
+
+
+gym.register("Failing-v0", Failing)
+
+
+def test_the_first_exception_is_kept():
+    """What follows it may be of its making."""
+    env = make_env("Failing-v0", 1)
+    in_a_scan(env, jax.random.key(0), np.zeros((5, 1, 1), np.float32))
+    assert str(env.error) == "step 3"

@@ -205,3 +205,12 @@ def test_ids_of_gymnasium_stay_gymnasiums():
     assert [is_jax(x) for x in ("Hopper-v4", "tests.environments:Counting-v0", "no_module:X", WALK, "brax/ant")] == [
         False, False, False, True, True,
     ]  # fmt: skip
+
+
+def test_an_observation_that_an_episode_ended_in_counts():
+    """And so does that of the reset after it."""
+    bad = jnp.full((1, 2), jnp.nan)
+    fine, zeros, done = jnp.ones((1, 2)), jnp.zeros(1), jnp.ones(1, bool)
+    for obs, final_obs, finite in ((fine, fine, True), (fine, bad, False), (bad, fine, False)):
+        _, time_step = with_episode(new_episode(fine), obs, final_obs, zeros, done, done)
+        assert time_step.episode.finite.tolist() == [finite]

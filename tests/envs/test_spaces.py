@@ -133,3 +133,10 @@ def test_a_render_mode_among_the_arguments_gives_way():
     env = make_gymnasium("Pendulum-v1", '{"render_mode": "human"}', render_mode="rgb_array")
     assert env.unwrapped.render_mode == "rgb_array"
     env.close()
+
+
+def test_actions_in_the_units_of_an_uneven_space():
+    env = make_env("tests.environments:Axes-v0", 1)  # -0.7 to 0.1
+    actions = env.to_env_units(np.float32([-1.0, -0.5, 0.0, 1.0]))
+    np.testing.assert_allclose(actions, [-0.7, -0.5, -0.3, 0.1], rtol=1e-6)
+    env.close()

@@ -2,8 +2,10 @@
 
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
 from envs.stage import make_stage
 
@@ -54,3 +56,33 @@ def test_the_last_picture_is_of_the_episode_that_ended():
         stage.reset(seed=1)
         stage.step(np.zeros(1))
         assert list(stage.frames([stage.picture()])) == [1]
+
+
+class Uneven(PendulumEnv):
+    """Notes its action, of an uneven range."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        self.action_space = gym.spaces.Box(np.float32([-0.7]), np.float32([0.1]))
+
+    def step(self, action):
+        self.last_action = np.array(action)
+        return super().step(action)
+
+
+gym.register("Uneven-v0", Uneven)
+
+
+def test_a_stage_takes_actions_in_the_environments_units():
+    with make_stage("Uneven-v0", "{}") as stage:
+        stage.reset(seed=0)
+        for action in (-0.7, -0.5, -0.3, 0.1):
+            stage.step(np.float32([action]))
+            np.testing.assert_allclose(stage.env.unwrapped.last_action, [action], rtol=1e-5)
+
+
+def test_a_stage_on_the_device_keeps_its_environments_time():
+    """Of 30 steps per second where it does not say; an action may take several."""
+    for repeat, pace in ((1, 30.0), (3, 10.0)):
+        with make_stage("tests.jax_environments:Drawn", f'{{"action_repeat": {repeat}}}') as stage:
+            assert stage.pace == pytest.approx(pace)

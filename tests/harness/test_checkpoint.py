@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import resource
 import shutil
 import subprocess
@@ -302,3 +303,15 @@ def test_who_only_reads_keeps_the_logs_and_the_hook(two):
     code += "store = Checkpoints(pathlib.Path(sys.argv[1])); assert store.exist(); store.close()\n"
     code += "assert sys.unraisablehook is before and logging.getLogger('asyncio').isEnabledFor(logging.ERROR)"
     subprocess.run([sys.executable, "-c", code, str(two[0])], check=True, cwd=ROOT, env=environment(), timeout=TIMEOUT)
+
+
+def test_a_seal_forces_every_file_to_disk(tmp_path, monkeypatch):
+    """Its own, too."""
+    forced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: forced.append(os.fstat(file).st_ino) or fsync(file))
+    for name in ("agent/d/a", "agent/b", "facts/c"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    seal.seal(tmp_path)
+    files = [path.stat().st_ino for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 4 and sorted(forced) == sorted(files)

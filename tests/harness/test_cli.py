@@ -1,5 +1,6 @@
 """Bad input is one clear line on stderr and exit status 2, never a traceback, and leaves nothing behind."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import gymnasium as gym
 import numpy as np
 import pytest
+import tiny_jax
 
 from envs import UserError
 from harness import Experiment, RunFolder, cli
@@ -233,6 +235,15 @@ def test_arguments_are_those_of_the_command_line(monkeypatch):
     monkeypatch.setattr(cli.sys, "argv", ["x_jax.py", "--seed", "3", "--log-frequency", "200"])
     cli.run(module_of("sac_jax.py").Args, seen.append)
     assert isinstance(seen[0], Experiment) and (seen[0].seed, seen[0].log_frequency) == (3, 200)
+
+
+def test_a_finished_run_of_a_name_is_extended(tmp_path):
+    folder, args = RunFolder(tmp_path), tiny_jax.Args(total_timesteps=100)
+    folder.write_args(args)
+    folder.write_json("summary.json", {"total_timesteps": 100})
+    with pytest.raises(SystemExit, match="0"):
+        cli.leave_if_over(folder, args)
+    cli.leave_if_over(folder, dataclasses.replace(args, total_timesteps=200))
 
 
 # ----------------------------------------------------------------------------------------------- how values are given

@@ -16,6 +16,7 @@ from harness import Experiment, RunFolder
 from harness.folder import LAYOUT, RunFolderError, script_of
 from harness.lock import held, lock, unlock
 from harness.log import HEADER
+from tests.running import Killed, half
 
 
 @dataclass(frozen=True)
@@ -260,3 +261,12 @@ def test_errors_while_writing_say_how_to_go_on(folder, monkeypatch):
     assert (folder.path / "args.json").exists()
     with pytest.raises(KeyboardInterrupt), folder.writing(lambda: "go on"):
         raise KeyboardInterrupt
+
+
+def test_killed_while_it_writes_a_small_file(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.write_json("args.json", {"seed": 1})
+    monkeypatch.setattr(Path, "write_text", half(Path.write_text))
+    with pytest.raises(Killed):
+        folder.write_json("args.json", {"seed": 2})
+    assert json.loads((tmp_path / "args.json").read_text()) == {"seed": 1}

@@ -5,16 +5,17 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from envs import Episode
-from harness import Experiment, RunFolder
+from harness import Experiment, RunFolder, log
 from harness.log import HEADER, Log, start_wandb
 from harness.progress import Progress
-from tests.running import enter
+from tests.running import Killed, enter, half
 
 TINY = "tests/harness/tiny_jax.py"
 SETTINGS = {"env-id": "Pendulum-v1", "total-timesteps": 200, "eval-frequency": 100, "eval-episodes": 2}
@@ -222,6 +223,18 @@ def test_a_file_that_was_deleted_is_noticed(tmp_path, replaced):
     with pytest.raises(FileNotFoundError):
         log.flush()
     log.close()
+
+
+def test_killed_while_it_drops_rows(tmp_path, monkeypatch):
+    path, rows = tmp_path / "scalars.csv", [f"{step},1.0,1,a,1.0\n" for step in (100, 200, 300)]
+    path.write_text(log.HEADER + "".join(rows))
+    monkeypatch.setattr(Path, "write_bytes", half(Path.write_bytes))
+    with pytest.raises(Killed):
+        log._cut(path, None, 200)
+    assert path.read_text() == log.HEADER + "".join(rows)
+    monkeypatch.undo()
+    log._cut(path, None, 200)
+    assert path.read_text() == log.HEADER + "".join(rows[:2])
 
 
 # ---------------------------------------------------------------------------------------------------- Weights & Biases

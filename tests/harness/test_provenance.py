@@ -117,3 +117,15 @@ def test_a_script_of_a_clean_checkout_is_clean(tmp_path):
     assert start("start.py").endswith("', {})")
     shutil.copy(checkout / "start.py", checkout / "mine.py")
     assert re.search(r"/mine\.py': '[0-9a-f]{12}'}\)$", start("mine.py"))
+
+
+def test_a_change_that_waits_to_be_committed_is_a_change(tmp_path, monkeypatch):
+    (tmp_path / "a.py").write_text("rate = 1\n")
+    commit_all(tmp_path)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path.resolve())
+    monkeypatch.setattr(provenance, "own_code", set)
+    (tmp_path / "a.py").write_text("rate = 2\n")
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    subprocess.run(["git", "add", "a.py"], cwd=tmp_path, check=True)
+    assert [*provenance.commit_and_changes()[1]] == ["a.py"]

@@ -103,3 +103,7 @@ def test_the_summary_counts_networks():
 def test_a_run_that_learned_nothing(agents):
     summary = Record().summary(ARGS, agents)
     assert (summary["updates"], summary["parameters"], summary["steps_per_second"]) == (0, 0, None)
+
+
+def test_a_speed_is_without_checkpoints():
+    assert Record(learning_seconds=2.0, learning_steps=300, checkpoint_seconds=5.0).steps_per_second == 150.0

@@ -6,13 +6,17 @@ Wall time and the tags that measure time are left out (`running.scalars`).
 import fcntl
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_jax
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from harness import RunFolder, provenance
+from envs import UserError
+from harness import RunFolder, log, provenance, resume
 from tests.running import SCRIPTS, SMALL, agents, enter, known, scalars
 
 TINY = "tests/harness/tiny_jax.py"
@@ -283,3 +287,43 @@ def test_a_path_is_no_pattern(tmp_path):
     assert RunFolder(folder).summary()["step"] == 300
     shutil.rmtree(folder / "checkpoints" / "000000000200")
     agents(folder)
+
+
+def restored(step, args, **env):
+    """What `restored` makes of a checkpoint at `step`, whose state is of two seeds."""
+    state = tiny_jax.Training(None, None, None, None)
+    checkpoints = SimpleNamespace(exist=lambda: True, restore=lambda *_: (state, {"step": step, "env": {}}))
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    folder = SimpleNamespace(versions=lambda: [])
+    return resume.restored(args, SimpleNamespace(**env), folder, checkpoints, {}, state, keys)[0]
+
+
+def test_new_episodes_of_a_resumed_run_are_not_its_first_ones():
+    """Nor those of another resume."""
+    args = SimpleNamespace(log_frequency=50, total_timesteps=1000, env_id="x")
+    env = {"restore_host": lambda saved: "why", "reset": lambda key: jax.random.bits(key, (3,))}
+    first = jax.vmap(env["reset"])(jax.vmap(jax.random.key)(jnp.arange(2)))
+    drawn = np.concatenate([first, *(restored(step, args, **env).env_state for step in (100, 150))])
+    assert len(np.unique(drawn)) == 18
+    np.testing.assert_array_equal(restored(100, args, **env).env_state, drawn[2:4])
+
+
+def test_chunks_of_a_resumed_run_meet_the_checkpoints_step():
+    args = SimpleNamespace(log_frequency=30, total_timesteps=1000)
+    with pytest.raises(UserError, match="--log-frequency 30 must divide the checkpoint's step 100"):
+        restored(100, args, restore_host=lambda saved: None)
+
+
+@pytest.mark.parametrize("frequency, last, missing", [(100, 250, True), (100, 200, False), (0, 900, False)])
+def test_an_unfinished_run_whose_checkpoints_are_gone_is_not_begun_anew(tmp_path, frequency, last, missing):
+    """By twice the frequency there was one."""
+    folder = RunFolder(tmp_path)
+    args = tiny_jax.Args(checkpoint_frequency=frequency, total_timesteps=1000)
+    folder.write_args(args)
+    (tmp_path / "scalars.csv").write_text(f"{log.HEADER}{last},1.0,1,a,1.0\n")
+    none = SimpleNamespace(exist=lambda: False)
+    if missing:
+        with pytest.raises(UserError, match="are missing: it cannot go on"):
+            resume.restored(args, None, folder, none, {}, "new", None)
+    else:
+        assert resume.restored(args, None, folder, none, {}, "new", None) == ("new", {})

@@ -1,12 +1,15 @@
 """Episodes of a saved run: the last evaluation again, other ones, and what cannot be shown."""
 
+import contextlib
 import importlib.util
 import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import gymnasium as gym
+import jax
 import numpy as np
 import pytest
 
@@ -170,3 +173,14 @@ def test_a_video_shows_an_episode_of_the_first_agent(trained, monkeypatch, capsy
     clip.close()
     video.record_video(folder, seconds=0.4)
     assert len(Blank.last.seen) == 1 + 50
+
+
+def test_a_video_draws_anew_at_every_step(tmp_path, monkeypatch):
+    keys = []
+    stage = SimpleNamespace(
+        pace=30, max_episode_steps=4, reset=lambda seed: 0, step=lambda action: (0, False), picture=lambda: 0
+    )
+    stage.frames = lambda pictures: (np.zeros((2, 2, 3), np.uint8) for _ in pictures)
+    monkeypatch.setattr(video, "open_writer", lambda *_: contextlib.nullcontext(lambda frame: None))
+    video.film(stage, lambda obs, key: keys.append(tuple(jax.random.key_data(key).tolist())), 0, tmp_path, np.inf)
+    assert len(set(keys)) == len(keys) == 4
