@@ -16,7 +16,7 @@ from harness import RunFolder, load_agent, show
 from harness.checkpoint import complete
 from harness.seal import damage
 from tests.benchmarks.untrained import evaluated_run, untrained_run
-from tests.running import ROOT, SMALL, enter, train
+from tests.running import ROOT, SMALL, agents, enter, train
 
 AGENTS = sorted((ROOT / "benchmarks" / "agents").glob("*/"))
 
@@ -55,7 +55,12 @@ def test_a_copy_acts_as_the_run_and_shows_the_same(run, tmp_path, capsys, monkey
     args = RunFolder(run).stored_args()
     own = {"runs_folder": "runs", "seed": kept, "num_seeds": 1}
     assert RunFolder(copy).stored_args() == {**args, **own} and args["runs_folder"] != "runs"
-    assert size(copy) < 0.4 * size(run)
+    # Without the buffer, with zeros in the place of critics and optimisers. (How often Orbax writes a node of its trees
+    # depends on time: of small ones the size varies by half.)
+    (checkpoint,) = (copy / "checkpoints").iterdir()
+    assert {path.name for path in checkpoint.iterdir()} == {"agent", "seal.json"} and size(copy) < size(run)
+    for path, x in jax.tree_util.tree_leaves_with_path(agents(copy)):
+        assert jax.tree_util.keystr(path, simple=True, separator=".").startswith("actor.params") or not np.any(x), path
 
 
 def test_a_copy_does_not_say_where_it_was_trained(run, tmp_path):

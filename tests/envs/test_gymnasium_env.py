@@ -209,10 +209,10 @@ def test_a_module_that_cannot_be_imported_is_one_line(tmp_path, monkeypatch, con
 def test_a_name_that_a_module_has_not(tmp_path, monkeypatch):
     """Neither as a class in JAX nor registered with Gymnasium: what is near of both is named."""
     monkeypatch.syspath_prepend(tmp_path)
-    text = "import gymnasium\nfrom types import SimpleNamespace as Pontoonss\n\n\nclass Pontoon:\n    pass\n\n\n"
-    (tmp_path / "boats.py").write_text(text + "class Pontoonnn(gymnasium.Env):\n    pass\n")
-    with pytest.raises(UserError, match=r"^boats neither registers nor has 'Pontoonn'; did you mean Pontoon\?$"):
-        make_env("boats:Pontoonn", 1)
+    text = "import gymnasium\nfrom types import SimpleNamespace as Xylophons\n\n\nclass Xylophon:\n    pass\n\n\n"
+    (tmp_path / "bells.py").write_text(text + "class Xylophonnn(gymnasium.Env):\n    pass\n")
+    with pytest.raises(UserError, match=r"^bells neither registers nor has 'Xylophonn'; did you mean Xylophon\?$"):
+        make_env("bells:Xylophonn", 1)
     with pytest.raises(UserError, match=r"^tests.envs.test_gymnasium_env neither .* has 'Gird-v0'; .*Grid-v0"):
         make_env("tests.envs.test_gymnasium_env:Gird-v0", 1)
 
