@@ -21,6 +21,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("NPROC", "1")
 
 
+# Files that take longest. They begin first: the last ones to end would otherwise leave a worker without work.
+LONGEST = ("survival", "sac", "ppo", "as_commands", "exactness", "resume", "diffwpo", "keep", "devices", "checkpoint")
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 @pytest.fixture(autouse=True)
 def signals_are_left_alone():
     """SIGPIPE above all: where it is not ignored it ends a worker without a word, and many tests later: a thread of
