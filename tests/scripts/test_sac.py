@@ -487,6 +487,16 @@ def test_other_agents_change_nothing(algorithm, side_by_side, other):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(ours.agent))
 
 
+def without_rounding(x, nu):
+    """Zeros for parameters whose gradient is rounding to a hundredth or more: Adam's step of 1e-3 is off by 1e-5 then.
+
+    That of 1e-7 of an array's largest gradients, so of gradients below 1e-5 of these. As of the biases before CrossQ's
+    normalisation, which undoes them where a unit is active in all rows.
+    """
+    size = np.sqrt(nu)
+    return np.where((size > 0) & (size <= 1e-5 * size.max()), 0.0, x)
+
+
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("float64", 1e-10)])
 def test_one_update_of_agents_side_by_side(algorithm, updates, dtype, tolerance):
     """From one common state and batch, one update agrees with the single agent's, relative to each array's scale."""
@@ -504,6 +514,8 @@ def test_one_update_of_agents_side_by_side(algorithm, updates, dtype, tolerance)
             single, single_metrics = jax.device_get(update(agents[index], keys[index], batch, 0))
             ours, theirs = learned(agent_of(both, index)), learned(single)
             assert all(x.dtype == dtype for x in jax.tree.leaves(ours))
+            for of in (ours, theirs):
+                of["critic"] = jax.tree.map(without_rounding, of["critic"], single.critic.opt_state[0].nu)
             differences = jax.tree.map(
                 lambda x, y: float(np.max(np.abs(x - y)) / np.max(np.abs(y))),
                 (ours, agent_of(metrics, index)),
