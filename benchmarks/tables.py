@@ -442,9 +442,8 @@ def hidden_table(results: Results) -> str:
     groups: dict[tuple, list[Curve]] = {}
     for curve in (curve for by_env in results.values() for curves in by_env.values() for curve in curves):
         columns = curve.columns
-        groups.setdefault(
-            (place(columns["script"]), columns["exp_name"], columns["arguments"], int(curve.steps[-1])), []
-        ).append(curve)
+        run = place(columns["script"]), columns["exp_name"], columns["arguments"], int(curve.steps[-1])
+        groups.setdefault(run, []).append(curve)
     rows = []
     for (*_, arguments, steps), curves in sorted(groups.items()):
         shares = scores(curves, "stochastic")

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import export
 from benchmarks.pages import ROOT
+from benchmarks.results import load
 from tests.benchmarks.untrained import evaluated_run
 
 
@@ -88,3 +89,9 @@ def checkout(tmp_path_factory) -> Path:
     )
     evaluated_run(folder / "agents" / "hopper", {2: [*range(10)]})
     return root
+
+
+@pytest.fixture(scope="module")
+def results(checkout):
+    """The made up results of the checkout, loaded."""
+    return load(checkout / "benchmarks" / "results")

@@ -62,11 +62,6 @@ def test_committed_figures_exist():
             assert (page.parent / name).stat().st_size > 5000, f"{page} shows {name}"
 
 
-@pytest.fixture(scope="module")
-def results(checkout):
-    return load(checkout / "benchmarks" / "results")
-
-
 def line_of(axis, name):
     """The points of the line with this label."""
     (line,) = (line for line in axis.lines if line.get_label() == name)

@@ -4,18 +4,11 @@ import json
 import re
 from dataclasses import replace
 
-import pytest
-
 from benchmarks import export, tables
 from benchmarks.pages import ROOT
 from benchmarks.results import Pair, load, read_rows
 from tests.benchmarks.conftest import made_up_rows
 from tests.benchmarks.untrained import evaluated_run
-
-
-@pytest.fixture(scope="module")
-def results(checkout):
-    return load(checkout / "benchmarks" / "results")
 
 
 def test_off_policy_table(results):
