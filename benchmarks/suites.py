@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.export import RESULTS, defaults, read_csv, script_args
+from benchmarks.export import defaults, read_csv, script_args
 from benchmarks.work import ROOT
 from envs import UserError, one_line
 from harness import Experiment, cli
@@ -87,13 +87,11 @@ def read_suites(path: Path = SUITES) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"cannot read {str(path)!r}: {one_line(error)}") from None
     if bad := [name for name, table in suites.items() if not isinstance(table, dict)]:
         raise UserError(f"cannot read {str(path)!r}: {bad[0]} is no table")
-    if path == SUITES:
-        suites["committed"] = committed()
     return suites, {engine: suites.pop(engine, {}) for engine in ENGINES}
 
 
-def committed(results: Path = RESULTS) -> dict[str, Any]:
-    """The runs that results are of, as a suite. Defaults change: the commit of a row gives its numbers again.
+def runs_of(results: Path) -> list[dict[str, Any]]:
+    """The runs that results are of, as a suite's. Defaults change: the commit of a row gives its numbers again.
 
     (On Playground with three seeds in one process, --vmap 1.) Raises UserError.
     """
@@ -109,7 +107,9 @@ def committed(results: Path = RESULTS) -> dict[str, Any]:
         flags = words.replace(length[0] if length else "", "").strip()
         run = {"name": name, "script": f"{script}.py", "flags": flags, "envs": [env_id]}
         runs.append({**run, "seeds": [*of_run], "steps": steps})
-    return {"runs": runs}
+    if not runs:
+        raise UserError(f"no results in {str(results)!r}")
+    return runs
 
 
 def entries(suites: dict[str, Any], suite: str, included_by: tuple[str, ...] = ()) -> list[dict[str, Any]]:
@@ -125,8 +125,10 @@ def entries(suites: dict[str, Any], suite: str, included_by: tuple[str, ...] = (
     include, runs = shared.pop("include", []), shared.pop("runs", [])
     if not isinstance(include, list) or not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
         raise UserError(f"suite {suite!r} must have a list of tables as runs, and of names as include")
+    if "results" in shared:
+        runs = [*runs, *runs_of(ROOT / str(shared.pop("results")))]
     if not include and not runs:
-        raise UserError(f"suite {suite!r} has neither runs nor include")
+        raise UserError(f"suite {suite!r} has neither runs nor include nor results")
     found = [entry for other in include for entry in entries(suites, other, (*included_by, suite))]
     for own in runs:
         entry = {**shared, **own}

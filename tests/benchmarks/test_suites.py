@@ -87,6 +87,21 @@ def test_the_committed_suite_is_the_results():
         assert reached == max(steps // every * every, min(every, steps)), job.label
 
 
+def test_exported_runs_are_a_suite_and_damaged_ones_stop_no_other(tmp_path):
+    entry = {"name": "a", "script": "sac_jax.py", "envs": ["Hopper-v4"], "seeds": [1], "steps": 10_000}
+    mine = {"exported": {"results": str(tmp_path)}, "other": {"runs": [entry]}}
+    file = tmp_path / "sac_jax__Hopper-v4.csv"
+    file.write_bytes((export.RESULTS / file.name).read_bytes())
+    seeds = {int(row["seed"]) for row in export.read_csv(file)}
+    assert {(job.label, job.args.total_timesteps) for job in suites.jobs_of(mine, "exported")} == {
+        (f"sac_jax Hopper-v4 seed {seed}", 100_000) for seed in seeds
+    }
+    file.write_bytes(b"\xff")
+    with pytest.raises(UserError, match=f"{file} is damaged"):
+        suites.jobs_of(mine, "exported")
+    assert len(suites.jobs_of(mine, "other")) == 1
+
+
 def test_a_script_of_the_same_name_elsewhere_is_not_taken_for_it(tmp_path):
     """Python finds the checkout's; silently it would be that which is swept."""
     other = tmp_path / "sac_jax.py"

@@ -130,7 +130,8 @@ def test_bad_files_and_suites_are_one_line(call, tmp_path):
         ('[mine]\nruns = ["sac_jax.py"]', "must have a list of tables as runs"),
         ("[mine]\nruns = 3", "must have a list of tables as runs"),
         ("[mine]\ninclude = 3", "of names as include"),
-        ("[mine]\nrun = []", "has neither runs nor include"),
+        ("[mine]\nrun = []", "has neither runs nor include nor results"),
+        ('[mine]\nresults = "none"', "no results in '"),
     ],
 )
 def test_suites_of_another_form_are_one_line(call, tmp_path, content, message):
