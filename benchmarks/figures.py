@@ -1,19 +1,20 @@
 """The figures of the pages."""
 
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from benchmarks.results import (
     ALGORITHMS,
     FAMILIES,
     FAMILY_POLICIES,
+    FEWEST_SEEDS,
     Curve,
     Results,
     ablations,
-    as_many,
-    at_both_lengths,
     at_equal_steps,
     band,
     environments,
@@ -42,11 +43,6 @@ def grid_of(number: int, most: int, width: float, height: float):
     return figure, axes.flat[:number]
 
 
-def note(limit: int, curves: dict[str, list[Curve]]) -> str:
-    """What a panel rests on."""
-    return f"{thousands(limit)} steps\nseeds {common_seeds(curves)}"
-
-
 def draw_curve(axis, curves: list[Curve], name: str, policy: str, over_time: bool) -> None:
     """The mean over seeds, at the steps that all were evaluated at, and its band or, of few seeds, these (thin)."""
     steps = curves[0].steps
@@ -54,18 +50,18 @@ def draw_curve(axis, curves: list[Curve], name: str, policy: str, over_time: boo
         steps = np.intersect1d(steps, curve.steps)
     rows = [np.searchsorted(curve.steps, steps) for curve in curves]
     returns = np.stack([curve.measured[policy][row] for curve, row in zip(curves, rows, strict=True)])
-    hours = np.stack([curve.wall_time[row] / 3600 for curve, row in zip(curves, rows, strict=True)])
+    minutes = np.stack([curve.wall_time[row] / 60 for curve, row in zip(curves, rows, strict=True)])
     has = np.isfinite(returns).all(axis=0)
     if not has.any():
         return
-    x, returns = (hours.mean(axis=0) if over_time else steps / 1000)[has], returns[:, has]
+    x, returns = (minutes.mean(axis=0) if over_time else steps / 1000)[has], returns[:, has]
     style = ALGORITHMS[name]
     marks = {"marker": style.marker, "markevery": max(len(x) // 8, 1), "markersize": 4}
     axis.plot(x, returns.mean(axis=0), style.line, color=style.colour, label=style.label, **marks)
     if len(returns) >= 5:
         axis.fill_between(x, *band(returns), color=style.colour, alpha=0.2, linewidth=0)
     elif len(returns) > 1:
-        axis.plot(x, returns.T, style.line, color=style.colour, linewidth=0.8, alpha=0.7)
+        axis.plot(x, returns.T, style.line, color=style.colour, linewidth=0.6, alpha=0.5)
 
 
 def curves_figure(results: Results, family: str, over_time: bool = False) -> Figure | None:
@@ -78,9 +74,9 @@ def curves_figure(results: Results, family: str, over_time: bool = False) -> Fig
     figure, axes = panels_of(len(policies), len(env_ids), width, height)
     handles = {}
     for column, env_id in enumerate(env_ids):
-        limit, curves = at_equal_steps(results, FAMILIES[family], env_id)
-        axes[0][column].set_title(f"{env_id}\n{note(limit, curves)}", fontsize=8)
-        axes[-1][column].set_xlabel("hours, mean over seeds" if over_time else "steps / 1000")
+        _, curves = at_equal_steps(results, FAMILIES[family], env_id)
+        axes[0][column].set_title(f"{env_id}\nseeds {common_seeds(curves)}", fontsize=8)
+        axes[-1][column].set_xlabel("minutes (mean over seeds)" if over_time else "environment steps (thousands)")
         for axis, policy in zip(axes[:, column], policies, strict=True):
             for name, of_name in curves.items():
                 draw_curve(axis, of_name, name, policy, over_time)
@@ -88,43 +84,68 @@ def curves_figure(results: Results, family: str, over_time: bool = False) -> Fig
             axis.grid(alpha=0.3)
     for axis, policy in zip(axes[:, 0], policies, strict=True):
         axis.set_ylabel(f"{policy} return")
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False, fontsize=9)
+    shown = {"ncols": len(handles), "handlelength": 3.5, "frameon": False, "fontsize": 9}
+    figure.legend(handles.values(), handles.keys(), loc="lower center", **shown)
     figure.tight_layout(rect=(0, 0.03 + 0.05 / len(policies), 1, 1))
     return figure
 
 
 def aggregate_figure(results: Results) -> Figure | None:
-    """Points with 95 % intervals: IQM and probability of improvement of each pair."""
-    found = pairs(results)
-    if not found:
+    """Points with 95 % intervals: IQM and probability of improvement of each pair, a line per pair, families apart.
+
+    Filled: the deterministic policy; open: the stochastic policy or the training return. On the right both p-values.
+    """
+    found, lines = pairs(results), []
+    for names in FAMILIES.values():
+        of_family = [pair for pair in found if pair.name in names]
+        if of_family:
+            env_ids = dict.fromkeys(env_id for pair in of_family for env_id in pair.steps)
+            where = ", ".join(stem(env_id).removeprefix("playground/") for env_id in env_ids)
+            lengths = sorted({steps for pair in of_family for steps in pair.steps.values()})
+            lines.append((f"{where}; {' or '.join(map(thousands, lengths))} steps", []))
+        by_pair = groupby(of_family, key=lambda pair: f"{label(pair.name)} / {label(pair.base)}")
+        lines += [(title, [*of_pair]) for title, of_pair in by_pair]
+    if not lines:
         return None
-    figure, ((left, right),) = panels_of(1, 2, 10, 1.2 + 0.55 * len(found), sharey=True)
-    names = []
-    for row, pair in enumerate(found):
-        style = ALGORITHMS[pair.name]
-        for axis, (value, *ends) in ((left, pair.iqm), (right, pair.improvement)):
-            axis.plot(ends, [row, row], color=style.colour, linewidth=2)
-            axis.plot(value, row, style.marker, color=style.colour)
-        env_ids = ", ".join(stem(env_id).removeprefix("playground/") for env_id in pair.steps)
-        steps = " or ".join(thousands(steps) for steps in sorted(set(pair.steps.values())))
-        seeds = span(pair.seeds)
-        title = f"{label(pair.name)} vs {label(pair.base)}, {pair.policy}"
-        names.append(f"{title}, p = {pair.p:.2g}\n{env_ids}; {steps}; {seeds} seeds")
+    figure, ((left, right),) = panels_of(1, 2, 10, 1.2 + 0.3 * len(lines), sharey=True)
+    for row, (_, of_pair) in enumerate(lines):
+        for pair in of_pair:
+            style, filled = ALGORITHMS[pair.name], pair.policy == "deterministic"
+            y = row - 0.12 if filled else row + 0.12
+            for axis, (value, *ends) in ((left, pair.iqm), (right, pair.improvement)):
+                axis.plot(ends, [y, y], color=style.colour, linewidth=2 if filled else 1)
+                fill = {} if filled else {"markerfacecolor": "white"}
+                axis.plot(value, y, style.marker, color=style.colour, markersize=5, **fill)
+        if of_pair:
+            in_order = sorted(of_pair, key=lambda pair: pair.policy != "deterministic")
+            said = "\n".join(f"{pair.policy}: p = {pair.p:.2g}" for pair in in_order)
+            right.annotate(said, (1.02, row), xycoords=("axes fraction", "data"), fontsize=6, va="center")
     for axis, equal, title in (
-        (left, 1.0, "IQM of the score / the base's mean score"),
-        (right, 0.5, "probability of improvement over the base"),
+        (left, 1.0, "IQM of score / base's mean"),
+        (right, 0.5, "probability of improvement"),
     ):
         axis.axvline(equal, color="black", linestyle=":", linewidth=1)
         axis.set_xlabel(title, fontsize=9)
         axis.grid(axis="x", alpha=0.3)
-    left.set_yticks(range(len(found)), names, fontsize=7)
-    left.set_ylim(len(found) - 0.5, -0.5)
+    left.set_xscale("log")
+    left.set_xticks([0.5, 0.7, 1, 1.5, 2, 3], ["0.5", "0.7", "1", "1.5", "2", "3"])
+    left.xaxis.set_minor_locator(NullLocator())
+    left.set_yticks(range(len(lines)), [title for title, _ in lines], fontsize=8)
+    for text, (_, of_pair) in zip(left.get_yticklabels(), lines, strict=True):
+        text.set_fontstyle("normal" if of_pair else "italic")
+    left.set_ylim(len(lines) - 0.5, -0.5)
     figure.tight_layout()
     return figure
 
 
+POLICY_STYLES = {"deterministic": ("#2171b5", "-o"), "stochastic": ("#d95f0e", "--^"), "training": ("#1b7837", ":s")}
+
+
 def ablation_figure(results: Results) -> Figure | None:
-    """Score by each policy and speed against K: one column per algorithm and environment."""
+    """Score by each policy and speed against K: one column per algorithm and environment. Open: single seeds.
+
+    Filled and joined: means, of FEWEST_SEEDS or more.
+    """
     panels = [
         (f"{label(f'{prefix}_jax')}, {env_id}", policies, *found)
         for prefix, policies in (
@@ -138,22 +159,24 @@ def ablation_figure(results: Results) -> Figure | None:
     figure, axes = panels_of(2, len(panels), 4.5 * len(panels), 5)
     for (top, bottom), (title, policies, limit, curves) in zip(axes.T, panels, strict=True):
         levels, largest = list(curves), 0.0
-        for policy, colour, line in zip(policies, ("#08306b", "#d95f0e"), ("-o", "--^"), strict=True):
+        for policy in policies:
+            colour, line = POLICY_STYLES[policy]
             of_level = [scores(of_k, policy) for of_k in curves.values()]
             for k, values in zip(levels, of_level, strict=True):
                 top.plot([k] * len(values), values, line[-1], markerfacecolor="none", color=colour, alpha=0.5)
-            top.plot(levels, [values.mean() for values in of_level], line, color=colour, label=policy)
+            means = [values.mean() if len(values) >= FEWEST_SEEDS else np.nan for values in of_level]
+            top.plot(levels, means, line, color=colour, label=policy)
             largest = max(largest, *(values.max() for values in of_level))
         speeds = [speed(of_k) for of_k in curves.values()]
-        bottom.plot(levels, speeds, "-s", color="#08306b")
+        bottom.plot(levels, speeds, "-s", color="#525252")
         counts = span({len(of_k) for of_k in curves.values()})
-        top.set_title(f"{title}\n{thousands(limit)} steps, {counts} seeds (open: single seeds)", fontsize=9)
+        top.set_title(f"{title}\n{thousands(limit)} steps, {counts} seeds of each K", fontsize=9)
         top.set_ylabel("return")
         bottom.set_ylabel("steps/s")
         if largest > 0:  # returns that are costs have no natural zero
             top.set_ylim(0, 1.1 * largest)
         bottom.set_ylim(0, 1.1 * np.nanmax([*speeds, 0.01]))  # none of a run that never learned
-        top.legend(fontsize=8, frameon=False, loc="lower right")
+        top.legend(fontsize=8, frameon=False, loc="lower center", ncols=2, handlelength=3)
         for axis in (top, bottom):
             axis.set_xscale("log", base=2)
             axis.set_xticks(levels, [str(k) for k in levels])
@@ -164,51 +187,7 @@ def ablation_figure(results: Results) -> Figure | None:
     return figure
 
 
-def reference_figure(results: Results, reference: list[dict]) -> Figure | None:
-    """Published returns (open) beside ours (filled) at as many steps, each with its metric."""
-    panels = []
-    for kind, names in FAMILIES.items():
-        for env_id, limit, curves in at_both_lengths(results, names):
-            rows = [row for row in reference if row["kind"] == kind and stem(row["env_id"]) == stem(env_id)]
-            rows = [row for row in rows if as_many(limit, int(row["steps"]))]
-            if rows:
-                panels.append((env_id, rows, limit, curves))
-    if not panels:
-        return None
-    figure, axes = grid_of(len(panels), 3, 5.6, 3.2)
-    for axis, panel in zip(axes, panels, strict=True):
-        draw_reference(axis, *panel)
-    figure.tight_layout()
-    return figure
-
-
-def draw_reference(axis, env_id: str, published: list[dict], limit: int, curves: dict[str, list[Curve]]) -> None:
-    names = []
-
-    def point(text, mean, deviation, **style):
-        # Some were published without a spread, and a single seed has none.
-        xerr = deviation if np.isfinite(deviation) else None
-        axis.errorbar(mean, len(names), xerr=xerr, capsize=2, **style)
-        names.append(text)
-
-    for row in published:
-        text = f"{row['algorithm']}, {row['metric']}, {thousands(int(row['steps']))}"
-        deviation = float(row["std_over_seeds"] or "nan")
-        point(text, float(row["mean"]), deviation, fmt="s", color="#777777", markerfacecolor="none")
-    for metric in dict.fromkeys(row["metric"] for row in published):
-        for name, of_name in curves.items():
-            values, style = scores(of_name, metric), ALGORITHMS[name]
-            deviation = np.std(values, ddof=1) if len(values) > 1 else np.nan
-            text = f"here: {style.label}, {metric}, {thousands(limit)}"
-            point(text, values.mean(), deviation, fmt=style.marker, color=style.colour)
-    axis.set_yticks(range(len(names)), names, fontsize=7)
-    axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.set_title(f"{env_id}: {note(limit, curves)}", fontsize=8)
-    axis.set_xlabel("return, ± standard deviation over seeds", fontsize=8)
-    axis.grid(axis="x", alpha=0.3)
-
-
-def draw_figures(results: Results, reference: list[dict], folder: Path) -> list[Path]:
+def draw_figures(results: Results, folder: Path) -> list[Path]:
     """Writes every figure that has data; returns their paths."""
     figures = {
         "curves_off_policy": curves_figure(results, "off-policy"),
@@ -218,7 +197,6 @@ def draw_figures(results: Results, reference: list[dict], folder: Path) -> list[
         "wall_clock_on_policy": curves_figure(results, "on-policy", over_time=True),
         "aggregate": aggregate_figure(results),
         "ablation_k": ablation_figure(results),
-        "reference": reference_figure(results, reference),
     }
     folder.mkdir(parents=True, exist_ok=True)
     figures = {folder / f"{name}.png": figure for name, figure in figures.items() if figure}

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.results import Results, load, read_rows, with_own_algorithms
+from benchmarks.results import Results, load, with_own_algorithms
 from benchmarks.tables import TABLES, TRAINING
 from benchmarks.work import ROOT, may_be_cut
 from envs import UserError
@@ -97,7 +97,7 @@ def make_pages(options: argparse.Namespace) -> None:
             except ImportError:
                 raise UserError("figures need matplotlib: pip install '.[plot]'") from None
             with writing(figures):
-                written = draw_figures(results, read_rows(folder / "reference.csv"), figures)
+                written = draw_figures(results, figures)
             print("\n".join(f"figure: {path}" for path in written) or "no results to draw")
         if options.results:
             texts = {options.results / "results.md": own_page(results, folder, figures)}

@@ -43,16 +43,16 @@ class Algorithm:
 
 ALGORITHMS = {
     "sac_jax": Algorithm("SAC", "#9a9a9a", "--", "s"),
-    "diffsac_jax": Algorithm("DiffSAC", "#08306b", "-", "o"),
+    "diffsac_jax": Algorithm("DiffSAC", "#2171b5", "-", "o"),
     "diffwpo_jax": Algorithm("DiffWPO", "#d95f0e", "-.", "^"),
     "crossq_jax": Algorithm("CrossQ", "#41ab5d", ":", "D"),
     "diffcrossq_jax": Algorithm("DiffCrossQ", "#00441b", "-", "v"),
     "ppo_jax": Algorithm("PPO", "#9a9a9a", "--", "s"),
-    "ppo_std0.5": Algorithm("PPO, initial std 0.5", "#d95f0e", ":", "D"),
-    "diffppo_jax": Algorithm("DiffPPO", "#08306b", "-", "o"),
-    "diffppo_no_entropy": Algorithm("DiffPPO, alpha 0", "#1b7837", "-.", "^"),
+    "ppo_std0.5": Algorithm("PPO (std 0.5)", "#d95f0e", ":", "D"),
+    "diffppo_jax": Algorithm("DiffPPO", "#2171b5", "-", "o"),
+    "diffppo_no_entropy": Algorithm("DiffPPO (alpha 0)", "#1b7837", "-.", "^"),
     "ppo_playground": Algorithm("PPO", "#9a9a9a", "--", "s"),
-    "diffppo_playground": Algorithm("DiffPPO", "#08306b", "-", "o"),
+    "diffppo_playground": Algorithm("DiffPPO", "#2171b5", "-", "o"),
 }
 # The first of a family is the base that the others are compared with.
 FAMILIES = {

@@ -79,18 +79,18 @@ def thousands(steps: int) -> str:
 
 
 def seeds_of(curves: list[Curve]) -> str:
-    """'1 2 3', '1 to 10', '1 2 3, 5'."""
+    """'7', '1-10', '1-3, 5'."""
     found: list[list[int]] = []
     for curve in curves:
         if found and curve.seed == found[-1][-1] + 1:
             found[-1].append(curve.seed)
         else:
             found.append([curve.seed])
-    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 3 else " ".join(map(str, run)) for run in found)
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in found)
 
 
 def common_seeds(curves: dict[str, list[Curve]]) -> str:
-    """'1 2 3', or where they differ 'SAC and DiffSAC: 1 to 4; others: 1 2 3': most algorithms' last."""
+    """'1-3', or where they differ 'SAC, DiffSAC: 1-4; others: 1-3': most algorithms' last."""
     by_seeds: dict[str, list[str]] = {}
     for name, of_name in curves.items():
         by_seeds.setdefault(seeds_of(of_name), []).append(label(name))
@@ -98,7 +98,7 @@ def common_seeds(curves: dict[str, list[Curve]]) -> str:
     if len(by_seeds) == 1:
         return most
     count = len(by_seeds[most])
-    parts = [f"{' and '.join(names)}: {seeds}" for seeds, names in by_seeds.items() if seeds != most or count == 1]
+    parts = [f"{', '.join(names)}: {seeds}" for seeds, names in by_seeds.items() if seeds != most or count == 1]
     return "; ".join(parts + [f"others: {most}"] * (count > 1))
 
 
@@ -154,33 +154,25 @@ def family_table(results: Results, family: str, short: bool = False) -> str:
     return markdown(header, rows, below=below)
 
 
-MEASURES = {"deterministic": "deterministic policy", "training": "training return"}
+def verdicts(results: Results, *families: str, short: bool = False) -> str:
+    """A table per family: what the test over all tasks says of each pair, and the ratios of the mean scores by task.
 
-
-def verdicts(results: Results, short: bool = False) -> str:
-    """A sentence for each pair and each of MEASURES: what the test over all says, and ratios of the mean scores.
-
-    Where a family is shown by the stochastic policy, too, what the test says of that follows, unless `short`.
+    `short`: without the stochastic policy and the probability of improvement.
     """
-    lines = []
-    for family, names in FAMILIES.items():
+    parts = []
+    for names, policies in ((FAMILIES[family], FAMILY_POLICIES[family]) for family in families or FAMILIES):
+        env_ids, rows = environments(results, names), []
         compared = [(name, base) for name, base in against_bases(names) if name not in VARIANTS]
-        policies = [policy for policy in FAMILY_POLICIES[family] if policy in MEASURES]
         for (name, base), policy in itertools.product(compared, policies):
             ratios, counts = ratios_of_means(results, name, base, policy)
-            if ratios:
-                verdict = verdict_of(compare(results, name, base, policy), ratios)
-                each = ", ".join(f"{ratio:.2f} on {env_id}" for env_id, ratio in ratios.items())
-                seeds = f"{span(counts)} seed{'s' * (counts != {1})}"
-                where = " (Playground)" if family == "playground" else ""
-                title = f"**{label(name)} over {label(base)}{where}**, {MEASURES[policy]}, {seeds}"
-                lines.append(f"- {title}: {verdict}. {each}.")
-                if "stochastic" not in FAMILY_POLICIES[family] or short:
-                    continue
-                if acting := ratios_of_means(results, name, base, "stochastic")[0]:
-                    verdict = verdict_of(compare(results, name, base, "stochastic"), acting)
-                    lines[-1] += f" Stochastic policy: {verdict}."
-    return "\n".join(lines)
+            if not ratios or (short and policy == "stochastic"):
+                continue
+            verdict = verdict_of(compare(results, name, base, policy), ratios)
+            each = [f"{ratios[env_id]:.2f}" if env_id in ratios else "-" for env_id in env_ids]
+            rows.append([f"{label(name)} / {label(base)}", policy, span(counts), *verdict[: 3 if short else 4], *each])
+        header = ["algorithm / base", "return", "seeds", "verdict", "p", "IQM", *["P"] * (not short), *env_ids]
+        parts.append(markdown(header, rows))
+    return "\n\n".join(part for part in parts if part)
 
 
 def ratios_of_means(results: Results, name: str, base: str, policy: str) -> tuple[dict[str, float], set[int]]:
@@ -198,24 +190,25 @@ def ratios_of_means(results: Results, name: str, base: str, policy: str) -> tupl
 LEVEL, FEWEST_LEVEL = (0.8, 1.25), 5
 
 
-def verdict_of(pair: Pair | None, ratios: dict[str, float]) -> str:
-    """Better or behind where the exact stratified rank-sum test has p <= 0.05 on both sides together.
+def verdict_of(pair: Pair | None, ratios: dict[str, float]) -> list[str]:
+    """Verdict, p, IQM and probability of improvement.
 
-    No difference found is no equality shown: level only with FEWEST_LEVEL seeds of both, the whole interval of the IQM
-    within LEVEL of the base's IQM, and the ratio of the means on every environment within LEVEL, which the IQM may have
-    cut off; else undecided. `ratios`: of the means, by environment, also where there are too few seeds for a verdict.
+    Better or behind where the exact stratified rank-sum test has p <= 0.05 on both sides together. No difference found
+    is no equality shown: level only with FEWEST_LEVEL seeds of both, the whole interval of the IQM within LEVEL of the
+    base's IQM, and the ratio of the means on every environment within LEVEL, which the IQM may have cut off; else
+    undecided. `ratios`: of the means, by environment, also where there are too few seeds for a verdict.
     """
     if pair is None:
-        return f"no verdict from fewer than {FEWEST_SEEDS} seeds"
+        return [f"none: fewer than {FEWEST_SEEDS} seeds", "-", "-", "-"]
     low, high = (end / pair.base_iqm for end in pair.iqm[1:])  # an IQM is no mean: the base's own need not be 1
     if pair.p <= 0.05:
-        word = "better" if pair.higher else "behind"
+        word = "**better**" if pair.higher else "**behind**"
     else:
         equal = min(pair.seeds) >= FEWEST_LEVEL
         equal &= all(LEVEL[0] <= x <= LEVEL[1] for x in (low, high, *(ratios[env_id] for env_id in pair.steps)))
         word = "level" if equal else "undecided"
     where = "" if [*pair.steps] == [*ratios] else f" on {', '.join(pair.steps)}"
-    return f"{word}{where} (p = {pair.p:.2g}), IQM {estimate(*pair.iqm)}, P {estimate(*pair.improvement)}"
+    return [f"{word}{where}", f"{pair.p:.2g}", estimate(*pair.iqm), estimate(*pair.improvement)]
 
 
 def seeds_table(results: Results, family: str) -> str:
@@ -278,26 +271,27 @@ def search_table(results: Results) -> str:
 
 
 METRICS = {
-    "training": "training return",
-    "deterministic": "evaluation return of the deterministic policy",
-    "stochastic": "evaluation return of the stochastic policy",
+    "training": "training",
+    "deterministic": "deterministic policy",
+    "stochastic": "stochastic policy",
 }
 
 
 def reference_table(results: Results, reference: list[dict]) -> str:
-    """Published returns beside ours in the same metric and at as many steps."""
+    """Published returns beside ours in the same metric and at as many steps: of the algorithm if it is here, or all."""
     rows = []
     for row in reference:
         for env_id, limit, curves in at_both_lengths(results, FAMILIES[row["kind"]]):
             if stem(env_id) != stem(row["env_id"]) or not as_many(limit, int(row["steps"])):
                 continue
-            ours = "; ".join(f"{label(name)} {score(of_name, row['metric'])}" for name, of_name in curves.items())
+            same = [name for name in curves if label(name) in row["algorithm"].split()]
+            ours = "; ".join(f"{label(name)} {score(curves[name], row['metric'])}" for name in same or curves)
             value = row["mean"] + (f" ± {row['std_over_seeds']}" if row["std_over_seeds"] else "")
-            seeds = f", {row['seeds']} seeds" if row["seeds"] else ""
-            published = f"{value} ({thousands(int(row['steps']))} steps{seeds})"
-            here = f"{ours} ({env_id}, {thousands(limit)} steps)"
-            rows.append([METRICS[row["metric"]], f"{row['algorithm']}, {row['env_id']}", published, here])
-    return markdown(["metric", "published", "value", "here"], rows)
+            published = f"{row['algorithm']} {value}" + (f" ({row['seeds']} seeds)" if row["seeds"] else "")
+            where = env_id if env_id == row["env_id"] else f"{env_id}; published: {row['env_id']}"
+            steps = dict.fromkeys(thousands(n) for n in (limit, int(row["steps"])))
+            rows.append([where, "; published: ".join(steps), METRICS[row["metric"]], published, ours])
+    return markdown(["Environment", "steps", "return", "published", "here"], rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
@@ -322,14 +316,32 @@ def cost_table(results: Results) -> str:
     for name in ALGORITHMS:
         for env_id in environments(results, (name,)):
             limit, curves = at_equal_steps(results, (name,), env_id)
-            hours = float(np.median([curve.wall_time[-1] for curve in curves[name]])) / 3600
-            per_hour = f"{2 / hours:.1f}" if hours else "-"
-            pace = [f"{hours:.{2 if hours >= 0.1 else 3}f}", per_hour, number(speed(curves[name]))]
+            pace = [number(minutes(curves[name])), number(speed(curves[name]))]
             places = {f"{x.columns['device']}, {x.columns['threads']} threads" for x in curves[name]}
             device = "; ".join(sorted(places)).replace("1 threads", "1 thread")
             rows.append([label(name), env_id, thousands(limit), *pace, device])
-    header = ["Algorithm", "Environment", "steps", "hours", "such runs/hour, two at a time"]
-    return markdown([*header, "steps/s while learning", "device"], rows)
+    header = ["Algorithm", "Environment", "steps", "minutes", "steps/s while learning", "device"]
+    return markdown(header, rows)
+
+
+def minutes(curves: list[Curve]) -> float:
+    """Training and evaluation, median over seeds."""
+    return float(np.median([curve.wall_time[-1] for curve in curves])) / 60
+
+
+def minutes_table(results: Results, *families: str) -> str:
+    """The minutes of cost_table by algorithm: from the quickest environment to the slowest."""
+    rows = []
+    for name in (name for family in families for name in FAMILIES[family] if name in results and name not in VARIANTS):
+        found = {env_id: at_equal_steps(results, (name,), env_id) for env_id in environments(results, (name,))}
+        of_steps: dict[int, list[float]] = {}
+        for limit, curves in found.values():
+            of_steps.setdefault(limit, []).append(minutes(curves[name]))
+        rows += [
+            [label(name), thousands(limit), " to ".join(dict.fromkeys(f"{fold(each):.0f}" for fold in (min, max)))]
+            for limit, each in of_steps.items()
+        ]
+    return markdown(["Algorithm", "steps", "minutes"], rows)
 
 
 def runs_table(results: Results) -> str:
@@ -384,7 +396,11 @@ BANDIT_COLUMNS = ("elbo_gap", "log_z_error", "ess", "worst_region", "grid_kl")
 
 
 def bandit_table(path: Path) -> str:
-    """What bandit.py measured: means over the seeds, of `worst_region` the least; the best of each bandit in bold."""
+    """What bandit.py measured: means over the seeds, of `worst_region` the least.
+
+    Bold: the best of a bandit in the two columns that compare all policies alike. The ELBO gap and the error of log Z
+    are exact for a Gaussian and bounds for a chain, and a policy within one mode has a large effective sample size.
+    """
     rows, by_agent = read_rows(path), {}
     for row in rows:
         by_agent.setdefault((row["bandit"], row["algorithm"], row["K"]), []).append(row)
@@ -400,16 +416,16 @@ def bandit_table(path: Path) -> str:
         for column in BANDIT_COLUMNS:
             best = (max if column == "worst_region" else min)(peer[column] for peer in peers)
             value = f"{score[column]:.3f}"
-            # A policy within one mode has a large effective sample size: no merit by itself.
-            values.append(f"**{value}**" if value == f"{best:.3f}" and column != "ess" else value)
+            bold = value == f"{best:.3f}" and column in ("worst_region", "grid_kl")
+            values.append(f"**{value}**" if bold else value)
         cells.append([bandit, label(f"{algorithm}_jax"), k or "-", *values])
     header = ["bandit", "algorithm", "K", "ELBO gap", "log Z error", "ESS", "worst region", "KL on the grid"]
     short = [{**row, "commit": row["commit"][:7] + row["commit"][40:]} for row in rows]  # [40:]: " with changes"
     columns = ("updates", "seed", "commit", "device", "versions")
     each = {column: ", ".join(sorted({row[column] for row in short})) for column in columns}
     below = (
-        "{updates} updates; seeds {seed}, means and the least worst region; bold: the best of a bandit (not of ESS, the"
-        " effective sample size, which is large within one mode, too); commit {commit}; {device}; {versions}."
+        "{updates} updates; mean over seeds {seed}, of the worst region the least; bold: the best of a bandit, in the"
+        " two columns that compare all alike; ESS: effective sample size; commit {commit}; {device}; {versions}."
     )
     return markdown(header, cells, below=below.format(**each))
 
@@ -482,7 +498,7 @@ TRAINING = {
     "on-policy-main": lambda results, folder: family_table(results, "on-policy", short=True),
     "playground": lambda results, folder: family_table(results, "playground"),
     "verdicts": lambda results, folder: verdicts(results),
-    "verdicts-main": lambda results, folder: verdicts(results, short=True),
+    "verdicts-main": lambda results, folder: verdicts(results, "off-policy", "on-policy", short=True),
     "off-policy-seeds": lambda results, folder: seeds_table(results, "off-policy"),
     "on-policy-seeds": lambda results, folder: seeds_table(results, "on-policy"),
     "playground-seeds": lambda results, folder: seeds_table(results, "playground"),
@@ -492,6 +508,7 @@ TRAINING = {
     "search": lambda results, folder: search_table(results),
     "reference": lambda results, folder: reference_table(results, read_rows(folder / "reference.csv")),
     "cost": lambda results, folder: cost_table(results),
+    "cost-main": lambda results, folder: minutes_table(results, "off-policy", "on-policy"),
     "runs": lambda results, folder: runs_table(results),
 }
 # Of the scripts:

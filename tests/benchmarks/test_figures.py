@@ -5,7 +5,6 @@ import re
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from benchmarks import figures
@@ -25,7 +24,6 @@ def test_every_figure_shows_something(checkout, monkeypatch):
         "curves_off_policy",
         "curves_on_policy",
         "curves_playground",
-        "reference",
         "wall_clock_off_policy",
         "wall_clock_on_policy",
     ]
@@ -39,8 +37,7 @@ def test_one_algorithm_alone(checkout, tmp_path, present):
     """Figures without data are left out, one algorithm alone is enough for the others."""
     source = checkout / "benchmarks" / "results" / f"{present}.csv"
     (tmp_path / source.name).write_bytes(source.read_bytes())
-    reference = read_rows(checkout / "benchmarks" / "reference.csv")
-    assert len(draw_figures(load(tmp_path), reference, tmp_path / "figures")) == 3
+    assert len(draw_figures(load(tmp_path), tmp_path / "figures")) == 2
 
 
 def test_an_ablation_that_never_learned_has_no_speed(checkout, tmp_path):
@@ -48,11 +45,11 @@ def test_an_ablation_that_never_learned_has_no_speed(checkout, tmp_path):
     for path in (checkout / "benchmarks" / "results").glob("*_k?__*.csv"):
         rows = [{**row, "steps_per_second": ""} for row in read_rows(path)]
         write_csv(tmp_path / path.name, rows[0].keys(), rows)
-    assert draw_figures(load(tmp_path), [], tmp_path / "figures") == [tmp_path / "figures" / "ablation_k.png"]
+    assert draw_figures(load(tmp_path), tmp_path / "figures") == [tmp_path / "figures" / "ablation_k.png"]
 
 
 def test_nothing_to_draw(tmp_path):
-    assert draw_figures({}, read_rows(ROOT / "benchmarks" / "reference.csv"), tmp_path) == []
+    assert draw_figures({}, tmp_path) == []
 
 
 def test_committed_figures_exist():
@@ -77,7 +74,7 @@ def test_curves_are_of_the_policy_that_the_axis_names(results):
         np.testing.assert_allclose(line_of(axis, "SAC"), [10 * i, factor * (10 * i + 2)])
         np.testing.assert_allclose(line_of(axis, "DiffSAC"), [10 * i, factor * (20 * i + 2)])
     over_time = figures.curves_figure(results, "off-policy", over_time=True).axes[0]
-    np.testing.assert_allclose(line_of(over_time, "SAC"), [100 * i / 3600, 2 * (10 * i + 2)])
+    np.testing.assert_allclose(line_of(over_time, "SAC"), [100 * i / 60, 2 * (10 * i + 2)])
 
 
 def curve(seed, steps, returns):
@@ -93,13 +90,17 @@ def test_a_mean_is_over_the_steps_that_all_seeds_were_evaluated_at():
 
 
 def test_points_of_the_pairs(results):
-    """DiffSAC over SAC is first, below its titles."""
+    """DiffSAC over SAC is below its family's title: the deterministic policy filled, the stochastic one open."""
     left, right = figures.aggregate_figure(results).axes
     assert left.get_xlabel().startswith("IQM") and right.get_xlabel().startswith("probability")
-    assert left.get_yticklabels()[0].get_text().startswith("DiffSAC vs SAC, deterministic, p = 0.005")
+    titles = [text.get_text() for text in left.get_yticklabels()]
+    assert titles[:2] == ["Hopper, Walker2d; 120k or 150k steps", "DiffSAC / SAC"] and len(titles) == 3 + 5
+    assert right.texts[0].get_text() == "deterministic: p = 0.005\nstochastic: p = 0.005"
     for axis, value in ((left, 1.99), (right, 1.0)):
-        assert axis.lines[1].get_xdata()[0] == pytest.approx(value, abs=0.005)
-        assert axis.lines[1].get_ydata()[0] == 0
+        for line, height, filled in ((axis.lines[1], 0.88, True), (axis.lines[3], 1.12, False)):
+            assert line.get_xdata()[0] == pytest.approx(value, abs=0.005)
+            assert line.get_ydata()[0] == pytest.approx(height)
+            assert (line.get_markerfacecolor() != "white") is filled
 
 
 def test_an_ablation_shows_each_level_its_score_and_speed(results):
@@ -117,13 +118,9 @@ def test_an_ablation_shows_each_level_its_score_and_speed(results):
     np.testing.assert_allclose(line_of(top, "stochastic"), [[1, 4, 8], [10, 34, 162]])
     np.testing.assert_allclose(line_of(top, "deterministic"), [[1, 4, 8], [20, 68, 324]])
     np.testing.assert_allclose(bottom.lines[0].get_data(), [[1, 4, 8], [999, 996, 200]])
-
-
-def test_published_returns_are_drawn_beside_ours_in_their_metric(results):
-    axis = Figure().subplots()
-    row = {"algorithm": "SAC", "env_id": "Hopper-v4", "steps": "120000", "mean": "100", "std_over_seeds": "20"}
-    curves = {"sac_jax": [x.until(120_000) for x in results["sac_jax"]["Hopper-v4"]]}
-    figures.draw_reference(axis, "Hopper-v4", [row | {"metric": "deterministic"}], 120_000, curves)
-    points = [container[0].get_xydata().tolist() for container in axis.containers]
-    assert points == [[[100, 0]], [[224, 1]]]
-    assert [x.get_text() for x in axis.get_yticklabels()][1] == "here: SAC, deterministic, 120k"
+    two = {
+        name: {e: x[:2] for e, x in of_env.items()} if name == "diffsac_k4" else of_env
+        for name, of_env in faster.items()
+    }
+    top, _ = figures.ablation_figure({"diffsac_jax": results["diffsac_jax"], **two}).axes
+    np.testing.assert_allclose(line_of(top, "stochastic"), [[1, 4, 8], [10, np.nan, 162]])  # two seeds have no mean
