@@ -39,7 +39,7 @@ class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, ev
     updates_per_step: float = 1.0
     """updates per environment step; times num_envs it must be a whole number"""
     policy_frequency: int = 3
-    """updates of the critics per update of actor and temperature"""
+    """critic updates per update of actor and temperature"""
     gamma: float = 0.99
     """discount"""
     q_b1: float = 0.5
@@ -57,20 +57,20 @@ class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, ev
     autotune: bool = True
     """tune the temperature towards the target entropy"""
     target_entropy_scale: float = 1.0
-    """target entropy = -scale * A nats"""
+    """target entropy = -scale * action dimensions, in nats"""
 
     num_denoising_steps: int = 8
     """K, denoising steps per action"""
     head_dim: int = 64
     """units in each of the two layers that run at every denoising step"""
     entropy_paths: int = 16
-    """M, further chains per state in the entropy estimate; 0: the bound -l takes its place, the target is lowered"""
+    """M, extra chains per state for the entropy estimate; 0: use the bound -l and a lowered target"""
     prior_std: float = 1.0
     """nu, standard deviation of the prior that the chain starts from"""
     initial_beta_first: float = 0.05
-    """beta_1 at the start, the smallest: of the last denoising step"""
+    """initial beta_1, of the last denoising step (the smallest noise level)"""
     initial_beta_last: float = 0.6
-    """beta_K at the start, the largest: of the first denoising step; levels in between are spaced linearly"""
+    """initial beta_K, of the first denoising step (the largest); levels in between are spaced linearly"""
     prediction: Literal["action", "noise"] = "action"
     """units of the network's output: a prediction of the action, or of the step's noise"""
 
@@ -177,7 +177,7 @@ class CriticState(TrainState):
 
 @struct.dataclass
 class Agent:
-    """All that is learned by one agent."""
+    """Everything that one agent learns."""
 
     actor: TrainState
     critic: CriticState

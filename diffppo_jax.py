@@ -49,7 +49,7 @@ class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, ev
     norm_adv: bool = True
     """normalise the advantages of each minibatch"""
     clip_coef: float = 0.2
-    """the ratio is clipped to 1 -+ this"""
+    """clip range c: the ratio is clipped to [1 - c, 1 + c]"""
     clip_vloss: bool = True
     """clip the change of the value function as well, by clip_coef"""
     vf_coef: float = 0.5
@@ -59,16 +59,16 @@ class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, ev
     hidden_dim: int = 64
     """units in each of the two hidden layers"""
     alpha: float = 0.001
-    """temperature of the entropy terms, in units of normalised reward per nat; 0: DPPO's ratio and no entropy terms"""
+    """temperature of the entropy terms, in units of normalised reward per nat; 0: no entropy terms"""
 
     num_denoising_steps: int = 8
     """K, denoising steps per action"""
     prior_std: float = 0.5
     """nu, standard deviation of the prior that the chain starts from"""
     initial_beta_first: float = 0.05
-    """beta_1 at the start, the smallest: of the last denoising step"""
+    """initial beta_1, of the last denoising step (the smallest noise level)"""
     initial_beta_last: float = 0.6
-    """beta_K at the start, the largest: of the first denoising step; levels in between are spaced linearly"""
+    """initial beta_K, of the first denoising step (the largest); levels in between are spaced linearly"""
     prediction: Literal["action", "noise"] = "noise"
     """units of the network's output: a prediction of the action, or of the step's noise"""
 
@@ -132,7 +132,7 @@ def network_input(args, obs, latent, k):
 
 @struct.dataclass
 class Agent:
-    """All that is learned by one agent, and the statistics that normalise its observations and rewards."""
+    """Everything that one agent learns, and the statistics that normalise its observations and rewards."""
 
     actor: nn.Module = struct.field(pytree_node=False)
     critic: nn.Module = struct.field(pytree_node=False)
@@ -182,7 +182,7 @@ class Batch:
 
 
 def learning_rate(args, step):
-    """What the gradient steps at environment step `step` are multiplied by."""
+    """The learning rate at environment step `step`."""
     return args.learning_rate * (1.0 - step / args.total_timesteps) if args.anneal_lr else args.learning_rate
 
 
@@ -316,7 +316,7 @@ def make_batch(args, agent, key, rollout):
 
 
 def policy_loss(args, agent, batch):
-    """Clipped surrogate (1707.06347, equation 7) and what entropy adds to it."""
+    """Clipped surrogate (1707.06347, equation 7) plus the entropy term."""
     terms = policy_terms(args, agent, batch.obs)
     log_denoising, log_noising = diffusion.step_log_densities(*terms, batch.latent, batch.next_latent, batch.k)
     log_ratio = log_denoising - batch.log_denoising
@@ -340,7 +340,7 @@ def policy_loss(args, agent, batch):
 
 
 def value_loss(args, agent, batch):
-    """Half the mean squared error of the value function, the larger of with and without clipping of its change."""
+    """Half the mean squared error of the value function, the larger of the unclipped and the clipped one."""
     value = state_value(agent, network_input(args, batch.obs, batch.latent, batch.k))
     error = (value - batch.target) ** 2
     if args.clip_vloss:

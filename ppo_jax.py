@@ -48,7 +48,7 @@ class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, ev
     norm_adv: bool = True
     """normalise the advantages of each minibatch"""
     clip_coef: float = 0.2
-    """the ratio is clipped to 1 -+ this"""
+    """clip range c: the ratio is clipped to [1 - c, 1 + c]"""
     clip_vloss: bool = True
     """clip the change of the value function as well, by clip_coef"""
     vf_coef: float = 0.5
@@ -115,7 +115,7 @@ class MLP(nn.Module):
 
 @struct.dataclass
 class Agent:
-    """All that is learned by one agent, and the statistics that normalise its observations and rewards."""
+    """Everything that one agent learns, and the statistics that normalise its observations and rewards."""
 
     actor: nn.Module = struct.field(pytree_node=False)
     critic: nn.Module = struct.field(pytree_node=False)
@@ -163,7 +163,7 @@ class Batch:
 
 
 def learning_rate(args, step):
-    """What the gradient steps at environment step `step` are multiplied by."""
+    """The learning rate at environment step `step`."""
     return args.learning_rate * (1.0 - step / args.total_timesteps) if args.anneal_lr else args.learning_rate
 
 
@@ -276,7 +276,7 @@ def make_batch(args, agent, rollout):
 
 
 def policy_loss(args, agent, batch):
-    """Clipped surrogate (1707.06347, equation 7) and what entropy adds to it."""
+    """Clipped surrogate (1707.06347, equation 7) plus the entropy term."""
     mean, std = policy_terms(args, agent, batch.obs)
     log_ratio = distributions.gaussian_log_prob(batch.sample, mean, std) - batch.log_prob
     ratio = jnp.exp(jnp.minimum(log_ratio, 80.0))  # an inf times the 0 of a clipped row is NaN
@@ -298,7 +298,7 @@ def policy_loss(args, agent, batch):
 
 
 def value_loss(args, agent, batch):
-    """Half the mean squared error of the value function, the larger of with and without clipping of its change."""
+    """Half the mean squared error of the value function, the larger of the unclipped and the clipped one."""
     value = state_value(agent, batch.obs)
     error = (value - batch.target) ** 2
     if args.clip_vloss:

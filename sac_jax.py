@@ -38,7 +38,7 @@ class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, ev
     updates_per_step: float = 1.0
     """updates per environment step; times num_envs it must be a whole number"""
     policy_frequency: int = 1
-    """updates of the critics per update of actor and temperature"""
+    """critic updates per update of actor and temperature"""
     gamma: float = 0.99
     """discount"""
     tau: float = 0.005
@@ -54,7 +54,7 @@ class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, ev
     autotune: bool = True
     """tune the temperature towards the target entropy"""
     target_entropy_scale: float = 1.0
-    """target entropy = -scale * A nats"""
+    """target entropy = -scale * action dimensions, in nats"""
 
     def __post_init__(self):
         super().__post_init__()
@@ -118,7 +118,7 @@ TwinCritic = nn.vmap(Critic, variable_axes={"params": 0}, split_rngs={"params": 
 
 @struct.dataclass
 class Agent:
-    """All that is learned by one agent."""
+    """Everything that one agent learns."""
 
     actor: TrainState
     critic: TrainState

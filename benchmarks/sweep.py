@@ -110,12 +110,13 @@ def setting(text: str) -> tuple[str, Any]:
 
 def parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suite", metavar="SUITE")
+    parser.add_argument("suite", metavar="SUITE", help="one of suites.toml")
     parser.add_argument("--suites", type=Path, default=SUITES, help="a list of your own in place of suites.toml")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders")
-    parser.add_argument("--on", choices=("here", *ENGINES), default="here", help="who runs it")
+    parser.add_argument("--on", choices=("here", *ENGINES), default="here", help="where the runs are executed")
     parser.add_argument("--jobs", type=positive_number, help="runs side by side; here one by default, else no limit")
-    parser.add_argument("--set", type=setting, nargs="+", action="extend", default=[], metavar="NAME=VALUE")
+    several = {"nargs": "+", "action": "extend", "default": [], "metavar": "NAME=VALUE"}
+    parser.add_argument("--set", type=setting, **several, help="options of the engine")
     parser.add_argument("--steps", type=positive_number, help="environment steps in place of the listed ones")
     parser.add_argument("--vmap", choices=("auto", "0", "1"), default="auto", help="consecutive seeds in one process")
     parser.add_argument("--dry-run", action="store_true", help="only print the commands")

@@ -154,15 +154,19 @@ def family_table(results: Results, family: str, short: bool = False) -> str:
     return markdown(header, rows, below=below)
 
 
-def verdicts(results: Results, *families: str, short: bool = False) -> str:
+def verdicts(results: Results, *families: str, of: tuple[str, ...] = (), short: bool = False) -> str:
     """A table per family: what the test over all tasks says of each pair, and the ratios of the mean scores by task.
 
-    `short`: without the stochastic policy and the probability of improvement.
+    Args:
+      families: all, if none is named.
+      of: algorithms whose pairs are shown, if not all.
+      short: without the stochastic policy and the probability of improvement.
     """
     parts = []
     for names, policies in ((FAMILIES[family], FAMILY_POLICIES[family]) for family in families or FAMILIES):
         env_ids, rows = environments(results, names), []
-        compared = [(name, base) for name, base in against_bases(names) if name not in VARIANTS]
+        compared = [(name, base) for name, base in against_bases(names) if name in (of or names)]
+        compared = [(name, base) for name, base in compared if name not in VARIANTS]
         for (name, base), policy in itertools.product(compared, policies):
             ratios, counts = ratios_of_means(results, name, base, policy)
             if not ratios or (short and policy == "stochastic"):
@@ -511,6 +515,13 @@ TRAINING = {
     "cost-main": lambda results, folder: minutes_table(results, "off-policy", "on-policy"),
     "runs": lambda results, folder: runs_table(results),
 }
+# Of single algorithms, for their pages:
+OF_ALGORITHMS = {
+    "verdicts-diffsac": lambda results, folder: verdicts(results, "off-policy", of=("diffsac_jax",)),
+    "verdicts-diffwpo": lambda results, folder: verdicts(results, "off-policy", of=("diffwpo_jax",)),
+    "verdicts-crossq": lambda results, folder: verdicts(results, "off-policy", of=("crossq_jax", "diffcrossq_jax")),
+    "verdicts-diffppo": lambda results, folder: verdicts(results, "on-policy", of=("diffppo_jax",)),
+}
 # Of the scripts:
 SETTINGS = {
     "settings-off-policy": lambda results, folder: settings_table(*FAMILIES["off-policy"]),
@@ -526,4 +537,4 @@ MEASURED = {
     "hidden": lambda results, folder: hidden_table(load(folder / "hidden_target")),
     "agents": lambda results, folder: agents_table(results, folder / "agents"),
 }
-TABLES = TRAINING | SETTINGS | MEASURED
+TABLES = TRAINING | OF_ALGORITHMS | SETTINGS | MEASURED

@@ -7,7 +7,8 @@ Each step k = K, K-1, .., 1 has a noise level beta_k in (0, 1), learned, one per
     denoising (the policy)      q(a^{k-1} | a^k, s) = N( sqrt(1 - beta_k) a^k + c_k nu f(a^k, s, k),  beta_k nu^2 I )
     noising (the reference)    pi(a^k | a^{k-1})    = N( sqrt(1 - beta_k) a^{k-1},                    beta_k nu^2 I )
 
-Both are the exact variance-preserving kernels, no Euler step. c_k sets the units of the network's output f, the drift:
+Both are the exact variance-preserving kernels, not an Euler discretisation. c_k sets the units of the network's output
+f, the drift:
 
     prediction="action"   c_k = sqrt(abar_{k-1}) beta_k / (1 - abar_k), with abar_k = prod_{i<=k} (1 - beta_i): then
                           nu f + sqrt(abar_k) a^k predicts a^0 and the mean is DDPM's posterior mean
@@ -17,9 +18,9 @@ With f = 0 the chain is stationary at N(0, nu^2 I). The chain log-likelihood
 
     l = log p(a^K) + sum_k rho_k,     rho_k = log q(a^{k-1} | a^k, s) - log pi(a^k | a^{k-1})
 
-takes the place of the action's log-density in a maximum-entropy algorithm (it is a log-ratio of paths, no density):
+takes the place of the action's log-density in a maximum-entropy algorithm (it is a log-ratio of paths, not a density):
 E[l] >= E[log q(a^0 | s)], so -E[l] bounds the entropy from below (arXiv 2512.02019; the data-processing inequality).
-The chain knows no tanh: the algorithm subtracts the log-determinant of its squashing.
+The chain does not include the tanh: the algorithm subtracts the log-determinant of its squashing.
 
 Names: `noising` and `denoising`, never forward and backward. Latents are indexed by noise level; arrays over levels
 put level 0 first. Shapes: B batch (any leading axes), A action dimensions, K denoising steps.

@@ -1,4 +1,4 @@
-"""Environments: `make_env` for a training loop, `UserError` for what a user can put right."""
+"""Environments: `make_env` for a training loop, `UserError` for errors that the user can fix."""
 
 from envs.gymnasium_env import GymnasiumEnv
 from envs.interface import Environment, EnvState, Episode, TimeStep, UserError, one_line
@@ -13,7 +13,7 @@ def make_env(env_id: str, num_envs: int, num_seeds: int = 1, env_kwargs: str = "
 
     Args:
       env_id: any registered Gymnasium id, or `module:id` to import a module first. On the device: `playground/NAME`
-        (MuJoCo Playground), `brax/NAME`, or `module:Class` for a class of one's own (docs/environments.md).
+        (MuJoCo Playground), `brax/NAME`, or `module:Class` for your own class (docs/environments.md).
       env_kwargs: keyword arguments of the environment as a JSON object; for Playground its configuration's overrides.
         Of an environment in JAX also `episode_length` and `action_repeat`.
 

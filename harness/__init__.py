@@ -1,4 +1,4 @@
-"""All that a run needs and no algorithm: arguments, run folder, logs, checkpoints, evaluation.
+"""What a run needs besides the algorithm: arguments, run folder, logs, checkpoints, evaluation.
 
 A script imports
 
@@ -8,7 +8,7 @@ and provides
 
     class Args(Experiment)                              a frozen dataclass; `log_frequency`, a field or a property, is
                                                         the number of environment steps of a compiled chunk
-    init_agent(args, env, key) -> agent                 all that is learned by one agent, a pytree
+    init_agent(args, env, key) -> agent                 everything that one agent learns, a pytree
     init_training(args, env, key) -> state              a struct.dataclass with `agent` and `env_state` (`EnvState`)
     sample_action(args, agent, key, obs)                -> (action [B, A] in [-1, 1], ..)
     deterministic_action(args, agent, obs)              -> action [B, A]
@@ -17,7 +17,7 @@ and provides
                                                         `state` are [S, ..]
 
 `train` at the end of every script shows how these meet. Networks with their optimisers are Flax's TrainState: their
-parameters and updates are counted. Who reads a run folder uses `RunFolder`, who acts with a trained agent `load_agent`.
+parameters and updates are counted. `RunFolder` reads a run folder, `load_agent` acts with a trained agent.
 """
 
 from harness.agents import load_agent

@@ -37,7 +37,7 @@ class Experiment:
     seed: int = option(1, computes=False)
     """first seed"""
     num_seeds: int = option(1, computes=False)
-    """agents trained side by side with seeds seed, seed + 1, .."""
+    """agents trained side by side, with seeds `seed`, `seed + 1`, .."""
     total_timesteps: int = option(1_000_000, may_change=True)
     """environment steps per agent"""
     num_envs: int = 1
@@ -59,7 +59,7 @@ class Experiment:
     exp_name: str | None = option(None, computes=False)
     """name of this experiment, part of the folder's name; by default the script's"""
     run_name: str | None = option(None, computes=False)
-    """name of the run's folder in place of one with the time; the run that is there already goes on"""
+    """fixed name of the run's folder, instead of one with the time; an existing run is continued"""
     checkpoint_frequency: int = option(50_000, may_change=True, computes=False)
     """environment steps between checkpoints; 0: only at the end"""
     resume: str | None = option(None, may_change=True, computes=False)

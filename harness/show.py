@@ -18,7 +18,7 @@ from envs import UserError
 from envs.gymnasium_make import prefer_headless_rendering
 from envs.interface import parse_kwargs
 from harness.agents import read_agents
-from harness.cli import one_line_errors
+from harness.cli import described, one_line_errors
 from harness.devices import keep_compiled
 from harness.evaluation import POLICIES, Evaluator
 from harness.folder import RunFolder
@@ -35,7 +35,7 @@ class Settings:
     policy: Literal["both", "stochastic", "deterministic"] = "both"
     """which policy acts"""
     seed: int | None = None
-    """start states follow from this; default: those of the run's own evaluations"""
+    """seed of the start states; default: those of the run's own evaluations"""
     env_kwargs: str = "{}"
     """keyword arguments of the environment, a JSON object: over those that the run was trained with"""
     video: bool = False
@@ -86,4 +86,4 @@ def show(settings: Settings) -> None:
 if __name__ == "__main__":
     prefer_headless_rendering()
     with one_line_errors():
-        show(tyro.cli(Settings, description=__doc__))
+        show(tyro.cli(Settings, description=described(__doc__)))

@@ -46,7 +46,8 @@ def test_pages(checkout, call):
     assert call("--root", checkout)[0] == 0
     page = path.read_text()
     assert page.startswith("Top\n") and page.endswith("End\n")
-    assert "No results" not in page and page.count("|---|") >= len(TABLES)
+    assert re.findall(r"No results for the table '(.*)'", page) == ["verdicts-crossq"]  # which has no made up runs
+    assert page.count("|---|") >= len(TABLES) - 1
     linked = (folder / "README.md").read_text()
     assert linked == "<!-- figure aggregate: A caption -->\n\n![A caption](figures/aggregate.png)\n\n<!-- end -->\n"
     # Results elsewhere get a page and figures of their own, and leave those of the checkout alone.

@@ -107,6 +107,14 @@ def test_short_verdicts_are_of_the_first_policies_without_the_probability_of_imp
     assert short.count("| IQM | Hopper-v4 |") == 2
 
 
+def test_verdicts_for_an_algorithms_page(results):
+    """Its own pairs only, in the order of all."""
+    every = cells(tables.verdicts(results, "off-policy", "on-policy"))
+    for name in ("diffsac", "diffwpo", "diffppo"):
+        own = cells(tables.TABLES[f"verdicts-{name}"](results, None))
+        assert own == [line for line in every if line[0].startswith(f"{tables.label(f'{name}_jax')} /")] and own
+
+
 def test_verdicts_of_few_seeds(results):
     two = {name: {e: curves[:2] for e, curves in results[name].items()} for name in ("sac_jax", "diffsac_jax")}
     first = cells(tables.verdicts(two))[0]

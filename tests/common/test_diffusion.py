@@ -1,5 +1,6 @@
 """The sampler and the chain's log-likelihood terms against what is known in closed form."""
 
+import re
 from functools import partial
 
 import jax
@@ -13,6 +14,7 @@ from scipy.special import expit
 from common import diffusion
 from common.distributions import gaussian_log_prob
 from tests.chains import log_densities
+from tests.running import ROOT
 
 MEANS = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.5], [0.0, -2.5]])
 SIGMA = 0.4
@@ -257,3 +259,14 @@ def test_path_kl_per_dimension_of_the_default_target():
     assert diffusion.path_kl_per_dimension(8, 0.3, entropy) == pytest.approx(0.0, abs=1e-12)
     # Narrower than any policy: a target that no policy reaches, but a number in float32, for 100 dimensions too.
     assert np.isfinite(np.float32(100 * diffusion.path_kl_per_dimension(1, 1.0, -400.0)))
+
+
+def test_the_example_of_the_readme():
+    """With a network that is 0 the chain is stationary at its prior: l is the density of tanh of a standard normal."""
+    code = re.search(r"<!-- example: policy -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    names = {"jnp": jnp, "key": jax.random.key(0), "obs": jnp.zeros((5, 11)), "f": lambda obs, latent, k: 0.0 * latent}
+    exec(code, names)
+    latent = names["chain"].latents[0]
+    assert names["action"].shape == (5, 3) and names["l"].shape == (5,)
+    expected = gaussian_log_prob(latent, jnp.zeros(3), jnp.ones(3)) - jnp.log1p(-(jnp.tanh(latent) ** 2)).sum(-1)
+    np.testing.assert_allclose(names["l"], expected, rtol=1e-3)

@@ -119,7 +119,10 @@ def test_help_says_every_argument(script, capsys):
         cli.parse(module.Args, ["--help", "--resume", "no/such/run"])
     assert leaving.value.code == 0
     shown = capsys.readouterr().out
-    assert module.__doc__.splitlines()[0][:60] in shown
+    lines = module.__doc__.splitlines()
+    assert lines[0][:60] in shown
+    own = [line for line in lines if line.startswith(("Run:", "Docs:", "Diff:"))]
+    assert len(own) == 3 and {*own} <= {*shown.splitlines()}
     for name in module.Args.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in shown
 
