@@ -236,8 +236,8 @@ def picture(path: Path, samples: dict[str, dict[str, np.ndarray]]) -> None:
     """Density (left) beside samples, one row per bandit. `samples`: by label, by bandit, x `[n, A]`."""
     from benchmarks.figures import panels_of
 
-    size = len(BANDITS), len(samples) + 1
-    figure, axes = panels_of(*size, 2.1 * size[1], 2.1 * size[0])
+    rows, columns = len(BANDITS), len(samples) + 1
+    figure, axes = panels_of(rows, columns, 1.9 * columns, 1.75 * rows, sharex=True)
     for row, bandit in zip(axes, BANDITS, strict=True):
         cells = 160
         p = bandit.cell_probabilities(cells, finer=1)
@@ -246,30 +246,28 @@ def picture(path: Path, samples: dict[str, dict[str, np.ndarray]]) -> None:
             row[0].plot(centres[:, 0], p * cells / (2 * BOUND), color="black")
         else:
             row[0].imshow(p.T, origin="lower", extent=[-BOUND, BOUND] * 2, cmap="Greys")
-        row[0].set_ylabel(bandit.name)
-        for axis, (words, by_bandit) in zip(row[1:], samples.items(), strict=True):
+        row[0].set_ylabel(f"{bandit.name}\n{'density' if bandit.size == 1 else 'second dimension'}", fontsize=8)
+        for axis, by_bandit in zip(row[1:], samples.values(), strict=True):
             x = by_bandit[bandit.name]
             if bandit.size == 1:
                 axis.hist(x[:, 0], bins=80, range=(-BOUND, BOUND), density=True, color="0.55")
                 axis.plot(centres[:, 0], p * cells / (2 * BOUND), color="black", linewidth=0.8)
                 axis.sharey(row[0])
             else:
-                axis.plot(*x[:2000].T, ",", color="black", alpha=0.7)
-                axis.set_aspect("equal")
-            if bandit is BANDITS[0]:
-                axis.set_title(words, fontsize=8)
+                axis.plot(*x[:2000].T, ".", color="black", markersize=2.5, markeredgewidth=0, alpha=0.6)
         for axis in row:
-            axis.set_xlim(-BOUND, BOUND)
-            axis.set_xlabel("action" if bandit.size == 1 else "first action dimension", fontsize=6)
-            axis.set_xticks([-4, 0, 4])
-            axis.tick_params(labelsize=6)
+            axis.set(xlim=(-BOUND, BOUND), xticks=(-4, 0, 4))
+            axis.tick_params(labelsize=7, labelleft=axis is row[0])
+            axis.set_box_aspect(1)
             if bandit.size == 2:
-                axis.set_ylim(-BOUND, BOUND)
-                axis.set_yticks([-4, 0, 4])
-    axes[0][0].set_title("density", fontsize=8)
-    figure.tight_layout()
+                axis.set(ylim=(-BOUND, BOUND), yticks=(-4, 0, 4))
+    for axis, words in zip(axes[0], ("optimal policy", *samples), strict=True):
+        axis.set_title(words, fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("action (first dimension)", fontsize=8)
+    figure.tight_layout(h_pad=0.4, w_pad=0.4)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=110)
 
 
 def title(name: str, num_steps: int) -> str:
