@@ -247,7 +247,7 @@ class Control:
         start = jax.random.uniform(start_key, state.obs.shape, minval=-1.0, maxval=1.0)
         x = jnp.where(truncated[:, None], start, final)
         state, time_step = with_episode(state, x, final, reward, jnp.zeros_like(truncated), truncated)
-        return ControlState(**vars(state), key=key), time_step
+        return state.replace(key=key), time_step
 
 
 def test_identity_10_sac_exact_q():
