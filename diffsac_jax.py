@@ -1,8 +1,8 @@
 """DiffSAC: soft actor-critic with a diffusion policy (arXiv 2512.02019v1), in one file.
 
-Run:   python diffsac_jax.py --env-id Hopper-v4 --seed 1
-Docs:  docs/diffsac.md
-Diff:  diff -u sac_jax.py diffsac_jax.py shows what a diffusion policy changes.
+  Run:   python diffsac_jax.py --env-id Hopper-v4 --seed 1
+  Docs:  docs/diffsac.md
+  Diff:  diff -u sac_jax.py diffsac_jax.py shows what a diffusion policy changes.
 
 Shapes in the comments: B batch, N environments, O observation, A action, S seeds, K denoising steps.
 """
@@ -80,17 +80,17 @@ class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, ev
         self.positive("num_denoising_steps", "head_dim", "prior_std", "initial_beta_first", "initial_beta_last")
         self.not_negative("learning_starts", "alpha", "target_entropy_scale", "entropy_paths")
         self.fraction("gamma", "tau")
-        self.check(self.initial_beta_first < 1 and self.initial_beta_last < 1, "noise levels must be below 1")
-        self.check(self.alpha > 0 or not self.autotune, "--alpha 0 needs --no-autotune: tuning multiplies it")
+        self.check(max(self.initial_beta_first, self.initial_beta_last) < 1, "--initial-beta-.. must be below 1")
+        self.check(self.alpha > 0 or not self.autotune, "--alpha 0 needs --no-autotune: a tuned 0 would stay 0")
         self.check(self.learning_starts <= self.total_timesteps, "--learning-starts is above --total-timesteps")
         self.check(
-            self.num_updates >= 1 and self.num_updates % 1 == 0,
+            self.num_updates >= 1 and self.num_updates == round(self.num_envs * self.updates_per_step, 6),
             "--num-envs times --updates-per-step must be a whole number of at least 1",
         )
 
     @property
-    def num_updates(self) -> float:
-        return round(self.num_envs * self.updates_per_step, 6)  # 100 * 0.07 is no whole number in floats
+    def num_updates(self) -> int:
+        return round(self.num_envs * self.updates_per_step)  # 100 * 0.07 is 7.000000000000001 in floats
 
     def target_entropy(self, action_size: int) -> float:
         policy = self.num_denoising_steps, self.prior_std, -self.target_entropy_scale
@@ -255,7 +255,7 @@ def log_prob_estimate(args, agent, key, obs, chain, rows=16):  # each row costs 
     if args.entropy_paths == 0:
         return squash(chain)[1].mean()
     latents, terms = chain.latents[:, :rows], policy_terms(args, agent, obs[:rows])
-    _, log_prob, _ = diffusion.log_lik_estimates(key, *terms, latents, args.entropy_paths)
+    _, log_prob, _ = diffusion.log_prob_estimates(key, *terms, latents, args.entropy_paths)
     return jnp.minimum(squash(chain)[1][:rows].mean(), (log_prob - distributions.tanh_log_det(latents[0])).mean())
 
 
@@ -282,11 +282,13 @@ def critic_loss(critic_params, args, agent, key, batch):
 def actor_loss(actor_params, args, agent, key, batch):
     """alpha l - min Q at reparameterised actions: the gradient passes through all K denoising steps."""
     agent = with_actor(agent, actor_params)
-    chain = diffusion.sample_chain(key, *policy_terms(args, agent, batch.obs), batch.reward.shape)
+    drift, schedule = policy_terms(args, agent, batch.obs)
+    chain = diffusion.sample_chain(key, drift, schedule, batch.obs.shape[:-1])
     action, log_lik = squash(chain)
     q = agent.critic.apply_fn(agent.critic.params, batch.obs, action).min(axis=0)
     loss = jnp.mean(agent.alpha * log_lik - q)
-    return loss, (chain, {"losses/actor_loss": loss, "losses/entropy_bound": -log_lik.mean()})
+    metrics = {"losses/actor_loss": loss, "losses/entropy_bound": -log_lik.mean()}
+    return loss, (chain, metrics | diffusion.chain_metrics(chain.rho, schedule))
 
 
 def update(args, agent, key, batch, index):
@@ -299,7 +301,6 @@ def update(args, agent, key, batch, index):
         chain_key, estimate_key = jax.random.split(actor_key)
         grads, (chain, metrics) = jax.grad(actor_loss, has_aux=True)(agent.actor.params, args, agent, chain_key, batch)
         log_prob = log_prob_estimate(args, agent, estimate_key, batch.obs, chain)
-        metrics |= diffusion.chain_metrics(chain.rho, policy_terms(args, agent, batch.obs)[1])
         agent = agent.replace(actor=agent.actor.apply_gradients(grads=grads))
         # Loss of log alpha: -exp(log alpha) stopgrad(estimate + target entropy); its gradient by hand.
         if args.autotune:
@@ -330,17 +331,16 @@ def train_step(args, env, state, step):
     rows = replay.Transition(obs, action, time_step.reward, time_step.final_obs, time_step.terminated)
     buffer = replay.insert(state.buffer, step, rows)
 
-    num_updates = int(args.num_updates)
-
     def learn(agent):
         def one_update(agent, key_and_index):
-            sample_key, update_key = jax.random.split(key_and_index[0])
+            key, index = key_and_index
+            sample_key, update_key = jax.random.split(key)
             batch = replay.sample(sample_key, buffer, step + args.num_envs, args.batch_size)
-            return update(args, agent, update_key, batch, key_and_index[1])
+            return update(args, agent, update_key, batch, index)
 
-        index = (step - args.learning_starts) // args.num_envs * num_updates + jnp.arange(num_updates)
-        agent, metrics = jax.lax.scan(one_update, agent, (jax.random.split(learn_key, num_updates), index))
-        return agent, mean_metrics(metrics)
+        first = (step - args.learning_starts) // args.num_envs * args.num_updates
+        keys, indices = jax.random.split(learn_key, args.num_updates), first + jnp.arange(args.num_updates)
+        return jax.lax.scan(one_update, agent, (keys, indices))
 
     agent, metrics = learn_if(step >= args.learning_starts, learn, state.agent)
     return Training(agent, buffer, env_state, key), (time_step.episode, metrics)

@@ -1,8 +1,8 @@
 """DiffWPO: Wasserstein policy optimisation of a diffusion policy (arXiv 2512.02019v1, 2505.00663), in one file.
 
-Run:   python diffwpo_jax.py --env-id Hopper-v4 --seed 1
-Docs:  docs/diffwpo.md
-Diff:  diff -u diffsac_jax.py diffwpo_jax.py shows what another actor loss changes.
+  Run:   python diffwpo_jax.py --env-id Hopper-v4 --seed 1
+  Docs:  docs/diffwpo.md
+  Diff:  diff -u diffsac_jax.py diffwpo_jax.py shows what another actor loss changes.
 
 Shapes in the comments: B batch, N environments, O observation, A action, S seeds, K denoising steps.
 """
@@ -43,11 +43,11 @@ class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, ev
     gamma: float = 0.99
     """discount"""
     tau: float = 0.005
-    """Polyak coefficient of the target networks"""
+    """Polyak coefficient of the target networks, those of the trust region too"""
     policy_lr: float = 3e-4
     """learning rate of the actor (Adam)"""
     q_lr: float = 1e-3
-    """learning rate of the critics and of the temperature (Adam)"""
+    """learning rate of the critics, of the temperature and of the trust region's multiplier (Adam)"""
     hidden_dim: int = 256
     """units in each of the two hidden layers"""
     alpha: float = 1.0
@@ -88,17 +88,17 @@ class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, ev
         self.positive("kl_bound")
         self.not_negative("kl_multiplier")
         self.fraction("gamma", "tau")
-        self.check(self.initial_beta_first < 1 and self.initial_beta_last < 1, "noise levels must be below 1")
-        self.check(self.alpha > 0 or not self.autotune, "--alpha 0 needs --no-autotune: tuning multiplies it")
+        self.check(max(self.initial_beta_first, self.initial_beta_last) < 1, "--initial-beta-.. must be below 1")
+        self.check(self.alpha > 0 or not self.autotune, "--alpha 0 needs --no-autotune: a tuned 0 would stay 0")
         self.check(self.learning_starts <= self.total_timesteps, "--learning-starts is above --total-timesteps")
         self.check(
-            self.num_updates >= 1 and self.num_updates % 1 == 0,
+            self.num_updates >= 1 and self.num_updates == round(self.num_envs * self.updates_per_step, 6),
             "--num-envs times --updates-per-step must be a whole number of at least 1",
         )
 
     @property
-    def num_updates(self) -> float:
-        return round(self.num_envs * self.updates_per_step, 6)  # 100 * 0.07 is no whole number in floats
+    def num_updates(self) -> int:
+        return round(self.num_envs * self.updates_per_step)  # 100 * 0.07 is 7.000000000000001 in floats
 
     def target_entropy(self, action_size: int) -> float:
         policy = self.num_denoising_steps, self.prior_std, -self.target_entropy_scale
@@ -268,7 +268,7 @@ def log_prob_estimate(args, agent, key, obs, chain, rows=16):  # each row costs 
     if args.entropy_paths == 0:
         return squash(chain)[1].mean()
     latents, terms = chain.latents[:, :rows], policy_terms(args, agent, obs[:rows])
-    _, log_prob, _ = diffusion.log_lik_estimates(key, *terms, latents, args.entropy_paths)
+    _, log_prob, _ = diffusion.log_prob_estimates(key, *terms, latents, args.entropy_paths)
     return jnp.minimum(squash(chain)[1][:rows].mean(), (log_prob - distributions.tanh_log_det(latents[0])).mean())
 
 
@@ -310,9 +310,9 @@ def actor_loss(actor_params, args, agent, key, batch):
     gradient, (chain, log_lik) = jax.lax.stop_gradient(jax.grad(objective, has_aux=True)(noise))
     velocity = gradient / jax.lax.stop_gradient(schedule.std)  # a^{k-1} moves by std times its noise
 
-    old_drift, old_schedule = policy_terms(args, with_actor(agent, agent.target_actor_params), batch.obs)
+    target_drift, target_schedule = policy_terms(args, with_actor(agent, agent.target_actor_params), batch.obs)
     drift, schedule = policy_terms(args, with_actor(agent, actor_params), batch.obs)
-    latent, next_latent, k = chain.latents[1:], chain.latents[:-1], jnp.arange(1, len(noise) + 1)
+    latent, next_latent, k = chain.latents[1:], chain.latents[:-1], jnp.arange(1, args.num_denoising_steps + 1)
     mean, std = diffusion.denoising_mean_std(schedule, drift(latent, k[:, None]), latent, k)
     fixed_mean, fixed_std = jax.lax.stop_gradient((mean, std))
     # The inverse Fisher information scales the gradient of the mean by std^2, of std by std^2 / 2; values stay.
@@ -322,12 +322,13 @@ def actor_loss(actor_params, args, agent, key, batch):
     # The noise levels also act through pi, which the velocity at a fixed point leaves out.
     log_noising = distributions.gaussian_log_prob(latent, *diffusion.noising_mean_std(schedule, next_latent, k))
     loss = jnp.mean(-(velocity * score).sum(axis=(0, 2)) - agent.alpha * log_noising.sum(axis=0))
-    old_mean_std = diffusion.denoising_mean_std(old_schedule, old_drift(latent, k[:, None]), latent, k)
-    kl = jnp.mean(distributions.gaussian_kl(*old_mean_std, mean, std).sum(axis=0))
+    target_mean_std = diffusion.denoising_mean_std(target_schedule, target_drift(latent, k[:, None]), latent, k)
+    kl = jnp.mean(distributions.gaussian_kl(*target_mean_std, mean, std).sum(axis=0))
     multiplier = jnp.exp(agent.multiplier.params["log"])
     metrics = {"losses/actor_loss": loss, "losses/kl_multiplier": multiplier, "diffusion/kl": kl}
     loss += multiplier * kl if args.kl_multiplier > 0 else 0.0  # the trust region; 0 * kl is NaN where kl overflows
-    return loss, (chain, {**metrics, "losses/entropy_bound": -log_lik.mean()})
+    metrics |= diffusion.chain_metrics(chain.rho, schedule) | {"losses/entropy_bound": -log_lik.mean()}
+    return loss, (chain, metrics, kl)
 
 
 def update(args, agent, key, batch, index):
@@ -338,9 +339,10 @@ def update(args, agent, key, batch, index):
 
     def learn_actor(agent):
         chain_key, estimate_key = jax.random.split(actor_key)
-        grads, (chain, metrics) = jax.grad(actor_loss, has_aux=True)(agent.actor.params, args, agent, chain_key, batch)
+        grads, (chain, metrics, kl) = jax.grad(actor_loss, has_aux=True)(
+            agent.actor.params, args, agent, chain_key, batch
+        )
         log_prob = log_prob_estimate(args, agent, estimate_key, batch.obs, chain)
-        metrics |= diffusion.chain_metrics(chain.rho, policy_terms(args, agent, batch.obs)[1])
         agent = agent.replace(actor=agent.actor.apply_gradients(grads=grads))
         # Loss of log alpha: -exp(log alpha) stopgrad(estimate + target entropy); its gradient by hand.
         if args.autotune:
@@ -348,8 +350,8 @@ def update(args, agent, key, batch, index):
             grads = {"log_alpha": -agent.alpha * error.mean()}
             agent = agent.replace(temperature=agent.temperature.apply_gradients(grads=grads))
         if args.kl_multiplier > 0:  # Loss of log lambda, the multiplier: -exp(log lambda) stopgrad(kl - bound A).
-            excess = metrics["diffusion/kl"] - args.kl_bound * batch.action.shape[-1]
-            grads = {"log": -metrics["losses/kl_multiplier"] * excess}
+            multiplier = jnp.exp(agent.multiplier.params["log"])
+            grads = {"log": -multiplier * (kl - args.kl_bound * batch.action.shape[-1])}
             agent = agent.replace(multiplier=agent.multiplier.apply_gradients(grads=grads))
         target_actor_params = optax.incremental_update(agent.actor.params, agent.target_actor_params, args.tau)
         agent = agent.replace(target_actor_params=target_actor_params)
@@ -377,17 +379,16 @@ def train_step(args, env, state, step):
     rows = replay.Transition(obs, action, time_step.reward, time_step.final_obs, time_step.terminated)
     buffer = replay.insert(state.buffer, step, rows)
 
-    num_updates = int(args.num_updates)
-
     def learn(agent):
         def one_update(agent, key_and_index):
-            sample_key, update_key = jax.random.split(key_and_index[0])
+            key, index = key_and_index
+            sample_key, update_key = jax.random.split(key)
             batch = replay.sample(sample_key, buffer, step + args.num_envs, args.batch_size)
-            return update(args, agent, update_key, batch, key_and_index[1])
+            return update(args, agent, update_key, batch, index)
 
-        index = (step - args.learning_starts) // args.num_envs * num_updates + jnp.arange(num_updates)
-        agent, metrics = jax.lax.scan(one_update, agent, (jax.random.split(learn_key, num_updates), index))
-        return agent, mean_metrics(metrics)
+        first = (step - args.learning_starts) // args.num_envs * args.num_updates
+        keys, indices = jax.random.split(learn_key, args.num_updates), first + jnp.arange(args.num_updates)
+        return jax.lax.scan(one_update, agent, (keys, indices))
 
     agent, metrics = learn_if(step >= args.learning_starts, learn, state.agent)
     return Training(agent, buffer, env_state, key), (time_step.episode, metrics)

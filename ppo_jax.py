@@ -1,8 +1,8 @@
 """Proximal policy optimisation (PPO, arXiv 1707.06347, as in CleanRL's ppo_continuous_action.py), in one file.
 
-Run:   python ppo_jax.py --env-id Hopper-v4 --seed 1
-Docs:  docs/ppo.md
-Diff:  diff -u ppo_jax.py diffppo_jax.py shows what a diffusion policy changes.
+  Run:   python ppo_jax.py --env-id Hopper-v4 --seed 1
+  Docs:  docs/ppo.md
+  Diff:  diff -u ppo_jax.py diffppo_jax.py shows what a diffusion policy changes.
 
 Shapes in the comments: B batch, N environments, T rollout length, O observation, A action, S seeds.
 """
@@ -63,7 +63,7 @@ class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, ev
     """standard deviation of the Gaussian at the start"""
 
     def __post_init__(self):
-        self.positive("num_envs", "num_steps")
+        self.positive("num_envs", "num_steps")  # first: what is said of log_frequency, their product, names no flag
         super().__post_init__()
         self.positive("learning_rate", "num_minibatches", "update_epochs", "clip_coef", "max_grad_norm", "hidden_dim")
         self.positive("initial_std")
@@ -173,8 +173,7 @@ def optimizer(args):
     def schedule(count):
         return learning_rate(args, count // (args.update_epochs * args.num_minibatches) * args.log_frequency)
 
-    clip, adam = optax.clip_by_global_norm(args.max_grad_norm), optax.scale_by_adam(eps=1e-5)
-    return optax.chain(clip, adam, optax.scale_by_learning_rate(schedule))
+    return optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(schedule, eps=1e-5))
 
 
 def init_agent(args, env, key):
@@ -313,9 +312,9 @@ def update(args, agent, batch):
 
     def loss(params):
         candidate = agent.replace(networks=agent.networks.replace(params=params))
-        actor_loss, actor_metrics = policy_loss(args, candidate, batch)
-        critic_loss, critic_metrics = value_loss(args, candidate, batch)
-        return actor_loss + args.vf_coef * critic_loss, {**actor_metrics, **critic_metrics}
+        pg_loss, pg_metrics = policy_loss(args, candidate, batch)
+        v_loss, v_metrics = value_loss(args, candidate, batch)
+        return pg_loss + args.vf_coef * v_loss, {**pg_metrics, **v_metrics}
 
     grads, metrics = jax.grad(loss, has_aux=True)(agent.networks.params)
     return agent.replace(networks=agent.networks.apply_gradients(grads=grads)), metrics

@@ -1,8 +1,8 @@
 """Soft actor-critic (SAC, arXiv 1812.05905, with automatic temperature), in one file.
 
-Run:   python sac_jax.py --env-id Hopper-v4 --seed 1
-Docs:  docs/sac.md
-Diff:  diff -u sac_jax.py diffsac_jax.py shows what a diffusion policy changes.
+  Run:   python sac_jax.py --env-id Hopper-v4 --seed 1
+  Docs:  docs/sac.md
+  Diff:  diff -u sac_jax.py diffsac_jax.py shows what a diffusion policy changes.
 
 Shapes in the comments: B batch, N environments, O observation, A action, S seeds.
 """
@@ -63,16 +63,16 @@ class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, ev
         )
         self.not_negative("learning_starts", "alpha", "target_entropy_scale")
         self.fraction("gamma", "tau")
-        self.check(self.alpha > 0 or not self.autotune, "--alpha 0 needs --no-autotune: tuning multiplies it")
+        self.check(self.alpha > 0 or not self.autotune, "--alpha 0 needs --no-autotune: a tuned 0 would stay 0")
         self.check(self.learning_starts <= self.total_timesteps, "--learning-starts is above --total-timesteps")
         self.check(
-            self.num_updates >= 1 and self.num_updates % 1 == 0,
+            self.num_updates >= 1 and self.num_updates == round(self.num_envs * self.updates_per_step, 6),
             "--num-envs times --updates-per-step must be a whole number of at least 1",
         )
 
     @property
-    def num_updates(self) -> float:
-        return round(self.num_envs * self.updates_per_step, 6)  # 100 * 0.07 is no whole number in floats
+    def num_updates(self) -> int:
+        return round(self.num_envs * self.updates_per_step)  # 100 * 0.07 is 7.000000000000001 in floats
 
     def target_entropy(self, action_size: int) -> float:
         return -self.target_entropy_scale * action_size
@@ -268,17 +268,16 @@ def train_step(args, env, state, step):
     rows = replay.Transition(obs, action, time_step.reward, time_step.final_obs, time_step.terminated)
     buffer = replay.insert(state.buffer, step, rows)
 
-    num_updates = int(args.num_updates)
-
     def learn(agent):
         def one_update(agent, key_and_index):
-            sample_key, update_key = jax.random.split(key_and_index[0])
+            key, index = key_and_index
+            sample_key, update_key = jax.random.split(key)
             batch = replay.sample(sample_key, buffer, step + args.num_envs, args.batch_size)
-            return update(args, agent, update_key, batch, key_and_index[1])
+            return update(args, agent, update_key, batch, index)
 
-        index = (step - args.learning_starts) // args.num_envs * num_updates + jnp.arange(num_updates)
-        agent, metrics = jax.lax.scan(one_update, agent, (jax.random.split(learn_key, num_updates), index))
-        return agent, mean_metrics(metrics)
+        first = (step - args.learning_starts) // args.num_envs * args.num_updates
+        keys, indices = jax.random.split(learn_key, args.num_updates), first + jnp.arange(args.num_updates)
+        return jax.lax.scan(one_update, agent, (keys, indices))
 
     agent, metrics = learn_if(step >= args.learning_starts, learn, state.agent)
     return Training(agent, buffer, env_state, key), (time_step.episode, metrics)

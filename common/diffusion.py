@@ -186,14 +186,8 @@ def sample_chain(key: jax.Array, drift_fn: DriftFn, schedule: NoiseSchedule, sha
 
 def deterministic_chain(drift_fn: DriftFn, schedule: NoiseSchedule, shape: tuple[int, ...]) -> jax.Array:
     """a^0 `[*shape, A]` of the chain of means, started from a^K = 0: the deterministic policy."""
-
-    def step(latent, k):
-        mean, _ = denoising_mean_std(schedule, drift_fn(latent, k), latent, k)
-        return mean, None
-
-    start = jnp.zeros((*shape, schedule.logits.shape[-1]), schedule.logits.dtype)
-    steps = jnp.arange(1, schedule.num_denoising_steps + 1)
-    return jax.lax.scan(step, start, steps, reverse=True)[0]
+    zeros = jnp.zeros((schedule.num_denoising_steps + 1, *shape, schedule.logits.shape[-1]), schedule.logits.dtype)
+    return denoise(drift_fn, schedule, zeros[0], zeros[1:]).latents[0]
 
 
 def step_log_densities(
@@ -225,7 +219,7 @@ def path_kl_per_dimension(num_denoising_steps: int, prior_std: float, entropy: f
     return num_denoising_steps / 2 * (math.exp(log_r) - 1.0 - log_r)
 
 
-def log_lik_estimates(
+def log_prob_estimates(
     key: jax.Array, drift_fn: DriftFn, schedule: NoiseSchedule, latents: jax.Array, num_others: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Samples of an upper bound, an estimate and a lower bound of E[log q(a^0 | s)], each `[B]` in nats (key consumed).
@@ -259,14 +253,14 @@ def entropy_terms(
 ) -> dict[str, jax.Array]:
     """Samples of the entropy's estimate, the bounds on its two sides, and -l, for `shape` batch rows (key consumed).
 
-    All are of the squashed action: `squash_log_det`, a^0 `[B, A]` -> `[B]`, is added to `log_lik_estimates`.
+    All are of the squashed action: `squash_log_det`, a^0 `[B, A]` -> `[B]`, is added to `log_prob_estimates`.
 
     Returns: by TensorBoard tag, `[B]` in nats.
     """
     chain_key, other_key = jax.random.split(key)
     chain = sample_chain(chain_key, drift_fn, schedule, shape)
     log_det = squash_log_det(chain.latents[0])
-    upper, estimate, lower = log_lik_estimates(other_key, drift_fn, schedule, chain.latents, num_others)
+    upper, estimate, lower = log_prob_estimates(other_key, drift_fn, schedule, chain.latents, num_others)
     return {
         "eval/entropy": log_det - estimate,
         "eval/entropy_low": log_det - upper,

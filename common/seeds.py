@@ -39,5 +39,5 @@ def learn_if(condition: Any, learn: Callable, agent: Any) -> tuple[Any, dict[str
 
 
 def mean_metrics(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The mean over the first axis `[T, ..]` of what was computed, NaN where nothing was."""
-    return jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
+    """The mean over all axes of what was computed, NaN where nothing was."""
+    return jax.tree.map(jnp.nanmean, metrics)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
-from envs.gymnasium_make import Replayable, action_bounds, global_generators_kept, make_gymnasium
-from envs.gymnasium_spaces import flatten_observations, try_out, unflattened
+from envs.gymnasium_make import Replayable, as_vectors, global_generators_kept, make_gymnasium
+from envs.gymnasium_spaces import flatten_observations, try_out
 from envs.interface import Environment, EnvState, TimeStep, new_episode, with_episode
 
 # Computations that wait for a host callback must not occupy the thread that dispatches others.
@@ -27,18 +27,17 @@ class GymnasiumEnv(Environment):
 
     def __init__(self, env_id: str, num_envs: int, num_seeds: int = 1, env_kwargs: str = "{}"):
         self.env_id, self.num_envs = env_id, num_envs
-        try_out(env_id, make_gymnasium(env_id, env_kwargs))
-        self._make_one = lambda: Replayable(make_gymnasium(env_id, env_kwargs))
+        own = make_gymnasium(env_id, env_kwargs)
+        self._observation_space = own.observation_space
+        self.action_low, self.action_high = own.action_space.low, own.action_space.high
+        self.observation_size, self.action_size = gym.spaces.flatdim(own.observation_space), own.action_space.shape[0]
+        self.max_episode_steps = own.spec.max_episode_steps
+        try_out(env_id, as_vectors(own))
+        self._make_one = lambda: Replayable(as_vectors(make_gymnasium(env_id, env_kwargs)))
         self.envs = gym.vector.SyncVectorEnv(
             [self._make_one] * (num_envs * num_seeds),
             autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
         )
-        first = self.envs.envs[0].env
-        self._observation_space = unflattened(first)
-        self.observation_size = int(first.observation_space.shape[0])
-        self.action_size = int(first.action_space.shape[0])
-        self.action_low, self.action_high = action_bounds(first)
-        self.max_episode_steps = first.spec.max_episode_steps
         self.error: Exception | None = None
         self._reset_call = _one_call_for_all_agents(self._host_reset, self._reset_shapes)
         self._step_call = _one_call_for_all_agents(self._host_step, self._step_shapes)

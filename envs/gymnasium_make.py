@@ -21,7 +21,7 @@ MAX_REPLAY = 10_000  # steps; a longer episode begins anew when its run is resum
 
 
 def make_gymnasium(env_id: str, env_kwargs: str = "{}", **more: Any) -> gym.Env:
-    """The environment, of which `step` and `reset` are those of Gymnasium (see `envs.make_env` for the arguments).
+    """The environment as Gymnasium makes it, checked (see `envs.make_env` for the arguments).
 
     Raises:
       UserError: unknown id, or spaces that the algorithms cannot use.
@@ -45,8 +45,14 @@ def make_gymnasium(env_id: str, env_kwargs: str = "{}", **more: Any) -> gym.Env:
             env = gym.make(name, disable_env_checker=True, **{**kwargs, **more})
         except Exception as error:
             raise UserError(f"cannot make environment {env_id!r}: {one_line(error)}") from error
-        check_spaces(env_id, env)
-        actions, observations = env.action_space, env.observation_space
+    check_spaces(env_id, env)
+    return env
+
+
+def as_vectors(env: gym.Env) -> gym.Env:
+    """What `make_gymnasium` returned with actions in [-1, 1] and flat observations."""
+    actions, observations = env.action_space, env.observation_space
+    with _without_warnings():
         if np.any(actions.low != -1.0) or np.any(actions.high != 1.0):
             env = _Rescaled(env, -1.0, 1.0)
         if not isinstance(observations, gym.spaces.Box) or len(observations.shape) != 1:
@@ -68,16 +74,6 @@ class _Rescaled(gym.wrappers.RescaleAction):
 
     def action(self, action):
         return np.clip(super().action(action), self.env.action_space.low, self.env.action_space.high)
-
-
-def action_bounds(env: gym.Env) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest action `[A]` of what `make_gymnasium` wrapped: those of `gymnasium.make`'s result."""
-    layer = env
-    while isinstance(layer, gym.Wrapper):
-        if isinstance(layer, _Rescaled):
-            return layer.env.action_space.low, layer.env.action_space.high
-        layer = layer.env
-    return env.action_space.low, env.action_space.high
 
 
 class Replayable(gym.Wrapper):

@@ -46,11 +46,6 @@ def _keys(space: gym.Space) -> list[Any]:
     return list(space.keys()) if isinstance(space, gym.spaces.Dict) else list(range(len(space)))
 
 
-def unflattened(env: gym.Env) -> gym.Space:
-    """The observation space below the wrapper that flattens it, if there is one."""
-    return (env.env if isinstance(env, gym.wrappers.FlattenObservation) else env).observation_space
-
-
 def flatten_observations(space: gym.Space, obs: Any, part: bool = False) -> np.ndarray:
     """An observation of `space`, or a batch of them, as float32 `[.., O]`; what is flat already stays as it is.
 
@@ -82,7 +77,7 @@ def flatten_observations(space: gym.Space, obs: Any, part: bool = False) -> np.n
 
 
 def try_out(env_id: str, env: gym.Env) -> None:
-    """One reset and one step of what `make_gymnasium` returned, before anything is compiled. Closes it.
+    """One reset and one step of what `as_vectors` returned, before anything is compiled. Closes it.
 
     Raises UserError that names what is wrong.
     """

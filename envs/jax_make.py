@@ -64,9 +64,11 @@ def make_jax(env_id: str, env_kwargs: str = "{}") -> Task:
         raise UserError(f"{env_id!r}: {error}") from None
     except Exception as error:
         raise UserError(f"cannot make environment {env_id!r}: {one_line(error)}") from error
-    for name, least in (("episode_length", task.episode_length), ("action_repeat", task.action_repeat)):
-        if least is not None and (not isinstance(least, numbers.Integral) or least < 1):
-            raise UserError(f"{env_id!r}: {name} must be a positive whole number, not {least!r}")
+    counts = {"action_repeat": task.action_repeat}
+    counts |= {} if task.episode_length is None else {"episode_length": task.episode_length}
+    for name, value in counts.items():
+        if not isinstance(value, numbers.Integral) or value < 1:
+            raise UserError(f"{env_id!r}: {name} must be a positive whole number, not {value!r}")
     return dataclasses.replace(task, state=check(env_id, task.env))
 
 

@@ -9,7 +9,7 @@ import gymnasium as gym
 import jax
 import numpy as np
 
-from envs.gymnasium_make import action_bounds, make_gymnasium
+from envs.gymnasium_make import make_gymnasium
 from envs.jax_env import JaxEnv
 from envs.jax_make import is_jax
 
@@ -68,13 +68,12 @@ class GymnasiumStage(Stage):
         follow(self.env.unwrapped)
         self.pace = self.env.metadata.get("render_fps") or STEPS_PER_SECOND
         self.max_episode_steps = self.env.spec.max_episode_steps
-        self._low, self._high = action_bounds(self.env)
 
     def reset(self, seed: int) -> Any:
         return self.env.reset(seed=seed)[0]
 
     def step(self, action: np.ndarray) -> tuple[Any, bool]:
-        obs, _, terminated, truncated, _ = self.env.step(2.0 * (action - self._low) / (self._high - self._low) - 1.0)
+        obs, _, terminated, truncated, _ = self.env.step(action)
         return obs, terminated or truncated
 
     def picture(self) -> np.ndarray:

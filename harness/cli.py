@@ -80,7 +80,7 @@ def parse(Args: type[Experiment], words: list[str]) -> Experiment:
 
     With --run-name, where there is such a run, `resume` is its folder. Raises UserError.
     """
-    description = described(sys.modules[Args.__module__].__doc__)
+    description = sys.modules[Args.__module__].__doc__
     words = as_tyro_has_them(Args, words)
     run = resumed(words)
     if run is None:
@@ -90,11 +90,6 @@ def parse(Args: type[Experiment], words: list[str]) -> Experiment:
     args = tyro.cli(Args, description=description, default=stored, args=words)
     check_unchanged(stored, args, run)
     return dataclasses.replace(say_rounding(args, words, stored), env_kwargs=stored.env_kwargs)
-
-
-def described(docstring: str) -> str:
-    """For --help, which joins the lines of a paragraph: labelled lines (`Docs: ..`) and commands stay lines."""
-    return re.sub(r"(?<!\n)\n(?=\w+: |python )", "\n\n", docstring)
 
 
 def named(args: Experiment) -> Experiment:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from envs import Environment
+from harness.clock import compile_seconds
 from harness.evaluation import POLICIES
 from harness.experiment import Experiment
 from harness.record import num_parameters
@@ -39,6 +41,7 @@ def say_header(args: Experiment, env: Environment, versions: dict[str, Any], sta
     )
     say(" | ".join(facts))
     say(f"folder {folder}")
+    say("compiling ..")
 
 
 def say_summary(summary: dict[str, Any], folder: Path) -> None:
@@ -57,20 +60,32 @@ class Progress:
 
     def __init__(self, total: int, done: int = 0):
         self.total, self.first, self.begin = total, done, time.monotonic()
-        self.next_line = done + total / 20
+        self.next_line, self.evaluation = done + total / 20, math.nan
         self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
 
     def update(self, step: int, last_return: float) -> None:
-        known = not math.isnan(last_return)  # an episode has ended
+        """After a chunk. `last_return`: of training, NaN before an episode has ended, as `evaluation` before one."""
+        values = {"return": last_return, "evaluation": self.evaluation}
         if self.bar is not None:
-            self.bar.set_postfix_str(f"return {last_return:.1f}" if known else "", refresh=False)
+            known = [f"{name} {value:.1f}" for name, value in values.items() if not math.isnan(value)]
+            self.bar.set_postfix_str(", ".join(known), refresh=False)
             self.bar.update(step - self.bar.n)
         elif step >= self.next_line or step == self.total:
             self.next_line += self.total / 20
-            rate = (step - self.first) / (time.monotonic() - self.begin)
+            seconds = time.monotonic() - self.begin - compile_seconds(self.begin)  # compiled once, not per step
+            rate = (step - self.first) / seconds
             left = datetime.timedelta(seconds=round((self.total - step) / rate))
-            last = f"{last_return:9.2f}" if known else "        -"
-            say(f"{step:>9,} / {self.total:,} steps, {rate:5.0f} steps/s, last return {last}, {left} left")
+            last, evaluation = ("-" if math.isnan(value) else f"{value:.1f}" for value in values.values())
+            say(
+                f"{step:>9,} / {self.total:,} steps, {rate:5.0f} steps/s, last return {last:>8},"
+                f" evaluation {evaluation:>8}, {left} left"
+            )
+
+    def evaluated(self, values: dict[str, np.ndarray]) -> None:
+        """Keeps the deterministic return, mean over the seeds that have one, for the next line. By tag, `[S]`."""
+        returns = values["eval/episodic_return_deterministic"]
+        if np.isfinite(returns).any():
+            self.evaluation = float(returns[np.isfinite(returns)].mean())
 
     def close(self) -> None:
         if self.bar is not None:

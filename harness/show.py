@@ -1,7 +1,7 @@
 """Episodes of a saved run: returns of every seed and policy, and a video.
 
-python -m harness.show runs/RUN                       ten episodes of each policy, other start states than training's
-python -m harness.show runs/RUN --video               and a video of one episode
+python -m harness.show runs/RUN             ten episodes of each policy, other start states than training's
+python -m harness.show runs/RUN --video     and a video of one episode
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from envs import UserError
 from envs.gymnasium_make import prefer_headless_rendering
 from envs.interface import parse_kwargs
 from harness.agents import read_agents
-from harness.cli import described, one_line_errors
+from harness.cli import one_line_errors
 from harness.devices import keep_compiled
 from harness.evaluation import POLICIES, Evaluator
 from harness.folder import RunFolder
@@ -86,4 +86,4 @@ def show(settings: Settings) -> None:
 if __name__ == "__main__":
     prefer_headless_rendering()
     with one_line_errors():
-        show(tyro.cli(Settings, description=described(__doc__)))
+        show(tyro.cli(Settings, description=__doc__))

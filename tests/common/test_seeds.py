@@ -45,3 +45,5 @@ def test_metrics_are_means_of_the_steps_that_learned():
     assert agent == 3.0 and mean_metrics(metrics) == {"loss": 15.0}
     agent, metrics = jax.lax.scan(step, jnp.float32(1.0), jnp.array([False, False]))
     assert agent == 1.0 and np.isnan(mean_metrics(metrics)["loss"])
+    every = jnp.array([[1.0, 2.0, jnp.nan], [6.0, jnp.nan, jnp.nan]])  # of steps of three updates each
+    assert mean_metrics({"loss": every}) == {"loss": 3.0}  # the updates weigh alike, not the steps

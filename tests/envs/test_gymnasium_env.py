@@ -8,7 +8,7 @@ import pytest
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
 from envs import UserError, make_env
-from envs.gymnasium_make import make_gymnasium
+from envs.gymnasium_make import as_vectors, make_gymnasium
 from tests.envs.stepping import in_a_scan
 
 
@@ -170,7 +170,7 @@ def test_rescaled_actions_stay_within_the_bounds():
     bounds = np.sort(np.random.default_rng(0).uniform(-3.0, 3.0, (300, 2)).astype(np.float32), axis=1)
     beyond = 0
     for low, high in bounds:
-        env = make_gymnasium("Rude-v0", f'{{"low": {low}, "high": {high}}}')
+        env = as_vectors(make_gymnasium("Rude-v0", f'{{"low": {low}, "high": {high}}}'))
         env.reset()
         for action in (-1.0, 1.0):
             env.step(np.float32([action]))  # asserts that its action space contains it

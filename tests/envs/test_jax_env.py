@@ -164,6 +164,7 @@ def test_numbers_that_are_not_finite():
         ("NoReset", "{}", "has no reset, step"),
         ("Walk", '{"speed": 1}', "unexpected keyword argument 'speed'"),
         ("Walk", '{"episode_length": 0}', "episode_length must be a positive whole number, not 0"),
+        ("Walk", '{"action_repeat": null}', "action_repeat must be a positive whole number, not None"),
         ("Walk", '{"action_repeat": 1.5}', "action_repeat must be a positive whole number"),
         ("Idle", "{}", "action_size must be a positive whole number, not 0"),
         ("jax", "{}", "module"),

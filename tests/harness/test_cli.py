@@ -77,7 +77,7 @@ CASES = [
     # diffusion policies
     ("no denoising steps", {"num-denoising-steps": 0}, ["--num-denoising-steps must be positive, not 0"]),
     ("negative denoising steps", {"num-denoising-steps": -3}, ["--num-denoising-steps must be positive, not -3"]),
-    ("noise level of one", {"initial-beta-last": 1.0}, ["noise level", "below 1"]),
+    ("a level of one", {"initial-beta-last": 1.0}, ["--initial-beta", "below 1"]),
     ("no noise", {"initial-beta-first": 0.0}, ["--initial-beta-first must be positive, not 0.0"]),
     ("no prior", {"prior-std": 0.0}, ["--prior-std must be positive, not 0.0"]),
 ]
@@ -121,7 +121,7 @@ def test_help_says_every_argument(script, capsys):
     shown = capsys.readouterr().out
     lines = module.__doc__.splitlines()
     assert lines[0][:60] in shown
-    own = [line for line in lines if line.startswith(("Run:", "Docs:", "Diff:"))]
+    own = [line for line in lines if line.startswith(("  Run: ", "  Docs: ", "  Diff: "))]
     assert len(own) == 3 and {*own} <= {*shown.splitlines()}
     for name in module.Args.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in shown

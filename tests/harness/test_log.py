@@ -323,8 +323,23 @@ def test_track_without_the_package_is_one_line(tmp_path, monkeypatch):
 
 
 def test_before_an_episode_has_ended_there_is_no_return_to_show(capsys):
-    progress = Progress(200)
+    progress = Progress(300)
     progress.update(100, float("nan"))
+    progress.evaluated({"eval/episodic_return_deterministic": np.array([np.nan, np.nan])})
     progress.update(200, -12.345)
-    first, last = capsys.readouterr().out.splitlines()
-    assert ", last return         -, " in first and ", last return    -12.35, " in last
+    progress.evaluated({"eval/episodic_return_deterministic": np.array([20.0, np.nan, 21.0])})
+    progress.update(300, -12.345)
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert ", last return        -, evaluation        -, " in first
+    assert ", last return    -12.3, evaluation        -, " in second
+    assert ", last return    -12.3, evaluation     20.5, " in last
+
+
+def test_the_rate_is_without_compilation(capsys, monkeypatch):
+    """Ten seconds for the first of ten parts, nine of them compiling: 100 steps/s, and nine seconds are left."""
+    now = [0.0]
+    monkeypatch.setattr("harness.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("harness.progress.compile_seconds", lambda begin: 9.0)
+    progress, now[0] = Progress(1000), 10.0
+    progress.update(100, 1.0)
+    assert "  100 steps/s, " in (said := capsys.readouterr().out) and said.endswith(" 0:00:09 left\n")

@@ -163,7 +163,7 @@ def test_a_video_shows_an_episode_of_the_first_agent(trained, monkeypatch, capsy
         assert path == folder / "videos" / f"{'deterministic' if deterministic else 'stochastic'}.mp4"
         assert capsys.readouterr().out == f"video: {path}\n"
         starts[name], episodes[name] = Blank.last.seen[0], np.array(Blank.last.seen[1:])
-        assert episodes[name].shape == (200, 1) and np.abs(episodes[name]).max() <= 1
+        assert episodes[name].shape == (200, 1) and 1 < np.abs(episodes[name]).max() <= 2  # in units of Pendulum
     np.testing.assert_array_equal(episodes["a"], episodes["b"])  # without a seed: the run's first
     np.testing.assert_array_equal(starts["b"], starts["c"])
     assert np.any(episodes["b"] != episodes["c"]) and np.any(starts["b"] != starts["d"])

@@ -156,7 +156,7 @@ def test_the_temperature_is_held_by_the_estimate_or_by_the_bound():
     held = diffsac_jax.log_prob_estimate(args, agent, jax.random.key(1), obs, chain)
     latents = chain.latents[:, :16]
     terms = diffsac_jax.policy_terms(args, agent, obs[:16])
-    upper, estimate, lower = diffusion.log_lik_estimates(jax.random.key(1), *terms, latents, 16)
+    upper, estimate, lower = diffusion.log_prob_estimates(jax.random.key(1), *terms, latents, 16)
     np.testing.assert_allclose(held, (estimate - tanh_log_det(latents[0])).mean(), rtol=1e-5)
     log_own = upper + np.log(17 - 16 * np.exp(lower - upper))
     cut = log_own - 2.5 * np.log(17)
@@ -177,7 +177,7 @@ def test_where_the_estimate_falls_short_the_bound_is_held():
     terms = diffsac_jax.policy_terms(args, agent, obs)
     chain = diffusion.sample_chain(jax.random.key(1), *terms, (256,))
     bound = diffsac_jax.squash(chain)[1][:16].mean()
-    _, estimate, _ = diffusion.log_lik_estimates(jax.random.key(2), *terms, chain.latents, 16)
+    _, estimate, _ = diffusion.log_prob_estimates(jax.random.key(2), *terms, chain.latents, 16)
     entropy = -(bound + tanh_log_det(chain.latents[0]).mean())
     assert entropy == pytest.approx(8.5, abs=0.3) and -estimate.mean() < entropy - 8
     assert diffsac_jax.log_prob_estimate(args, agent, jax.random.key(2), obs, chain) == bound

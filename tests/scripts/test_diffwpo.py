@@ -183,7 +183,7 @@ def test_trust_region_is_the_kl_of_the_target_to_the_actor():
     """Summed over steps and dimensions, averaged over states, element by element; and its part of the loss."""
     args = diffwpo_jax.Args(**SETTINGS)
     agent, batch, key = make_agent(diffwpo_jax, args, 0.7, 0.3), make_batch(), jax.random.key(3)
-    loss, (chain, metrics) = jax.jit(diffwpo_jax.actor_loss, static_argnums=1)(
+    loss, (chain, metrics, _) = jax.jit(diffwpo_jax.actor_loss, static_argnums=1)(
         agent.actor.params, args, agent, key, batch
     )
     new, old = (

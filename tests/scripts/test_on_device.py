@@ -78,7 +78,8 @@ def test_bootstraps_where_an_episode_was_cut_and_not_where_it_ended(script, tmp_
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_learns_resumes_and_trains_two_seeds(script, tmp_path):
     """Walk: to stay near 0 for all 20 steps. Stopped in the middle and resumed it is the same run."""
-    settings = settings_of(script, "Walk", **{"num-seeds": 2, "seed": 5})
+    # Without any entropy a diffusion policy of CrossQ's can end at one side of the tanh, where it has no gradient.
+    settings = settings_of(script, "Walk", **{"num-seeds": 2, "seed": 5, "alpha": 0.005 * ("crossq" in script)})
     whole = train(script, tmp_path, settings, how=run)
     for seed in ("5", "6"):
         returns = RunFolder(whole).summary()["episodic_return"][seed]
