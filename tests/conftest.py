@@ -51,9 +51,9 @@ def programs_are_dropped():
         sys.modules["jax"].clear_caches()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def all_optimizations():
-    """For modules that compute more than they compile, and to see the programs that users run."""
+    """For what computes more than it compiles, and to see the programs that users run."""
     import jax  # reads the environment set above
 
     jax.config.update("jax_disable_most_optimizations", False)

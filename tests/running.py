@@ -14,6 +14,7 @@ from harness.agents import read_agents
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.name for path in ROOT.glob("*_jax.py"))
+TINY = "tests/harness/tiny_jax.py"
 TIMEOUT = 600  # seconds; far above what any of these runs takes, so that a loaded machine fails nothing
 
 # Small networks and chunks: crosses learning_starts, logs and evaluates within a second or two of training.
@@ -81,6 +82,9 @@ def enter(script: str, settings: dict, status: int = 0, **variables: str) -> Don
         left = 0
     except SystemExit as leaving:
         left = leaving.code
+    except Exception:
+        print(out.getvalue(), end="")  # no longer into `out`
+        raise
     finally:
         sys.argv = argv
         for name, value in before.items():

@@ -48,6 +48,7 @@ def test_identity_1_zero_drift_telescopes(prediction, x64, tolerance):
         print(f"identity 1, {dtype.__name__}: {jnp.abs(chain.rho.sum(0) - difference).max():.1e} apart at most")
 
 
+@pytest.mark.usefixtures("all_optimizations")
 @pytest.mark.parametrize("drift_scale", [0.0, 0.1])  # at 0.2 the weights' standard error is above 2 %
 def test_identity_2_known_normaliser(drift_scale):
     """w = Q/tau - l has E[exp w] = Z within 2 % from 10^6 chains and E[w] <= log Z, whatever the drift."""
@@ -70,13 +71,15 @@ def test_identity_2_known_normaliser(drift_scale):
     assert w.mean() < 0.0
 
 
+@pytest.mark.usefixtures("all_optimizations")
 @pytest.mark.parametrize("slope", [0.0, 0.4])
 def test_identity_4_entropy_bound_is_the_path_kl(slope):
     """A linear drift makes the path jointly Gaussian: H(a^0) + E[l] equals the closed-form KL between the two paths."""
     num_steps, prior_std = 5, 1.3
     beta = np.linspace(0.1, 0.7, num_steps)
     schedule = diffusion.NoiseSchedule(logit(beta)[:, None], prior_std, prediction="noise")
-    chain = diffusion.sample_chain(jax.random.key(3), lambda latent, k: -slope * latent, schedule, (1_000_000,))
+    sample = jax.jit(lambda key: diffusion.sample_chain(key, lambda latent, k: -slope * latent, schedule, (1_000_000,)))
+    chain = sample(jax.random.key(3))
     measured = float(diffusion.chain_log_likelihood(chain).mean(dtype=jnp.float32))
 
     # a^{k-1} = g_k a^k + s_k eps. In float64: every level's marginal variance, then the expected log-ratios.
@@ -141,8 +144,8 @@ def test_step_log_densities_match_the_sampled_chain():
     def drift_fn(latent, k):
         return jnp.sin(latent) * jnp.cos(jnp.asarray(k, jnp.float32))
 
-    chain = diffusion.sample_chain(jax.random.key(0), drift_fn, schedule, (32,))
-    log_denoising, log_noising = log_densities(drift_fn, schedule, chain.latents)
+    chain = jax.jit(lambda key: diffusion.sample_chain(key, drift_fn, schedule, (32,)))(jax.random.key(0))
+    log_denoising, log_noising = jax.jit(partial(log_densities, drift_fn, schedule))(chain.latents)
     np.testing.assert_allclose(log_denoising - log_noising, chain.rho, rtol=1e-4, atol=1e-4)
 
 
@@ -154,11 +157,10 @@ def test_steps_of_their_own_need_noise_levels_of_no_row():
     def drift_fn(latent, k):
         return jnp.sin(latent)
 
-    together = diffusion.step_log_densities(drift_fn, diffusion.NoiseSchedule(logits), latent, next_latent, k)
+    densities = jax.jit(partial(diffusion.step_log_densities, drift_fn))
+    together = densities(diffusion.NoiseSchedule(logits), latent, next_latent, k)
     for row in range(4):
-        alone = diffusion.step_log_densities(
-            drift_fn, diffusion.NoiseSchedule(logits), latent[row], next_latent[row], k[row]
-        )
+        alone = densities(diffusion.NoiseSchedule(logits), latent[row], next_latent[row], k[row])
         np.testing.assert_allclose([x[row] for x in together], alone, rtol=1e-5)
     of_rows = diffusion.NoiseSchedule(jnp.tile(logits[:, None], (1, 4, 1)))
     with pytest.raises(ValueError, match=r"noise levels \(5, 4, 3\) at k \(4,\) do not fit latents \(4, 3\)"):

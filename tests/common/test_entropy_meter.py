@@ -1,7 +1,6 @@
 """The entropy meter: bound and estimate of a policy's entropy."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import sac_jax
 from common import diffusion
 from common.distributions import tanh_log_det
 from harness import Evaluator
-from tests.agents import small_args
+from tests.agents import random_agent, small_args
 from tests.running import SCRIPTS, module_of
 
 NAMES = [f"eval/entropy{suffix}" for suffix in ("_bound", "_low", "", "_high")]
@@ -101,17 +100,16 @@ def test_the_estimate_of_a_policy_with_four_modes():
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_meter_of_every_script(script):
-    """Before learning, of two dimensions. A chain makes tanh of N(0, nu^2), of which -l is the entropy itself; SAC's
-    Gaussian with zero weights tanh of N(0, exp(-3)), as log std lies between -5 and 2; PPO's, before clipping, N(0, 1).
+    """With zero weights, of two dimensions. A chain makes tanh of N(0, nu^2), of which -l is the entropy itself; SAC's
+    Gaussian tanh of N(0, exp(-3)), as log std lies between -5 and 2; PPO's, before clipping, N(0, 1).
     """
     module = module_of(script)
-    args, sizes = small_args(module), SimpleNamespace(observation_size=3, action_size=2)
-    agent = jax.jit(partial(module.init_agent, args, sizes))(jax.random.key(0))
+    args = small_args(module)
+    agent = random_agent(module, args, scale=0.0)
     if is_chain := hasattr(module, "diffusion"):
         std = args.prior_std
     elif script != "ppo_jax.py":
         std = np.exp(-1.5)
-        agent = agent.replace(actor=agent.actor.replace(params=jax.tree.map(jnp.zeros_like, agent.actor.params)))
     else:
         std = 1.0
     terms = jax.jit(partial(module.entropy_terms, args))(agent, jax.random.key(1), jnp.zeros((4000, 3)))

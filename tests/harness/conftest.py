@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from tests.running import small, train
+from tests.running import TINY, small, train
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -18,7 +18,7 @@ class Trained(dict):
     """
 
     settings: ClassVar = {
-        "tests/harness/tiny_jax.py": {"seed": 3, "num-seeds": 2},
+        TINY: {"seed": 3, "num-seeds": 2},
         "ppo_jax.py": {"total-timesteps": 200},
     }
     runs: Path

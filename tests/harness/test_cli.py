@@ -8,6 +8,7 @@ import shutil
 import subprocess
 
 import gymnasium as gym
+import jax
 import numpy as np
 import pytest
 import tiny_jax
@@ -16,7 +17,7 @@ from envs import UserError
 from harness import Experiment, RunFolder, cli
 from harness.folder import RunFolderError
 from harness.lock import lock
-from tests.running import SCRIPTS, TIMEOUT, command, enter, environment, known, module_of, run, small
+from tests.running import SCRIPTS, TIMEOUT, TINY, command, enter, environment, known, module_of, run, small
 
 
 class Spaces(gym.Env):
@@ -308,8 +309,6 @@ def test_a_name_that_is_too_long(tmp_path):
 @pytest.mark.parametrize(
     "variables, message",
     [
-        ({"JAX_DISABLE_JIT": "1"}, "JAX_DISABLE_JIT is set"),
-        ({"JAX_ENABLE_X64": "1"}, "JAX_ENABLE_X64 is set"),
         ({"JAX_PLATFORMS": "nowhere"}, "JAX finds no device"),
         ({"NPROC": "two"}, "NPROC, the number of threads, is 'two'"),
     ],
@@ -320,16 +319,24 @@ def test_jax_set_up_otherwise(tmp_path, variables, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name, value", [("jax_disable_jit", True), ("jax_enable_x64", True)])
+def test_settings_of_jax_that_no_script_can_use(tmp_path, name, value):
+    with getattr(jax, name.removeprefix("jax_"))(value):
+        done = enter("sac_jax.py", {**small("sac_jax.py"), "runs-folder": tmp_path}, status=2)
+    assert_one_line(done.stderr, f"{name.upper()} is set")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_buffer_larger_than_memory(tmp_path):
     settings = {**small("sac_jax.py"), "runs-folder": tmp_path, "buffer-size": 10**14}  # no address space holds it
-    assert_one_line(run("sac_jax.py", settings, status=1).stderr, "out of memory")
+    assert_one_line(enter("sac_jax.py", settings, status=1).stderr, "out of memory")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_output_that_nobody_reads(tmp_path):
     """As in `| head -1`: the run goes on to its end."""
     settings = {"env-id": "Pendulum-v1", "total-timesteps": 1000, "log-frequency": 50, "eval-frequency": 1000}
-    words = command("tests/harness/tiny_jax.py", {**settings, "eval-episodes": 1, "runs-folder": tmp_path})
+    words = command(TINY, {**settings, "eval-episodes": 1, "runs-folder": tmp_path})
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
     process.stdout.readline()
     process.stdout.close()

@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 
 import sac_jax
-from harness import RunFolder
+from harness import RunFolder, clock
 from harness.clock import compile_seconds, jit_for_few_calls
-from tests.running import enter
-
-TINY = "tests/harness/tiny_jax.py"
+from tests.running import TINY, enter
 
 
 @pytest.fixture
@@ -82,6 +80,15 @@ def test_the_time_of_compilation_is_counted_once():
     wall = time.monotonic() - begin
     assert 0.0 < compile_seconds(begin) <= wall
     assert compile_seconds(time.monotonic()) == 0.0
+
+
+def test_of_what_is_compiled_within_another_the_outer_one_counts(monkeypatch):
+    """JAX reports the inner ones first."""
+    monkeypatch.setattr(clock, "_intervals", [])
+    for end, duration in ((9.0, 2.0), (10.0, 0.5), (12.0, 7.0), (20.0, 1.0)):  # the third contains the first two
+        monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda end=end: end))
+        clock._heard("/jax/core/compile/backend_compile_duration", duration)
+    assert (clock.compile_seconds(), clock.compile_seconds(11.0), clock.compile_seconds(19.5)) == (8.0, 2.0, 0.5)
 
 
 def test_a_clock_that_is_set_back_moves_no_duration(tmp_path, monkeypatch):

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from harness import RunFolder, devices
-from tests.running import agents, enter, run, scalars
+from tests.running import TINY, agents, enter, run, scalars
 
-TINY = "tests/harness/tiny_jax.py"
 WALK = {
     "env-id": "tests.jax_environments:Walk",
     "env-kwargs": '{"dictionary": true}',
@@ -40,6 +40,26 @@ def assert_close_runs(a, b):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
+@pytest.fixture
+def programs_are_kept(tmp_path, monkeypatch):
+    """What one run compiles the next ones take, here and in other processes."""
+    settings = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(tmp_path / "programs"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        monkeypatch.setenv(name.upper(), str(value))
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.usefixtures("programs_are_kept")
 def test_seeds_on_four_devices_equal_seeds_on_one_and_checkpoints_change_places(tmp_path):
     """Started on one and resumed on four, the other way round, and in one go: the same. Resumed on one: exactly."""
     inherited = os.environ.get("XLA_FLAGS", "")  # which decide how numbers are rounded

@@ -15,9 +15,8 @@ from envs import Episode
 from harness import Experiment, RunFolder, log
 from harness.log import HEADER, Log, start_wandb
 from harness.progress import Progress
-from tests.running import Killed, enter, half
+from tests.running import TINY, Killed, enter, half
 
-TINY = "tests/harness/tiny_jax.py"
 SETTINGS = {"env-id": "Pendulum-v1", "total-timesteps": 200, "eval-frequency": 100, "eval-episodes": 2}
 
 
@@ -26,21 +25,24 @@ class Args(Experiment):
     log_frequency: int = 100
 
 
-@pytest.mark.parametrize("left", [None, 60], ids=["deleted", "cut"])
-def test_rows_that_a_checkpoint_counted_on_are_missed(tmp_path, monkeypatch, left):
+def test_rows_that_a_checkpoint_counted_on_are_missed(tmp_path, monkeypatch):
     """They are forced to disk before it: what a power cut leaves otherwise is said."""
     forced, fsync = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: forced.append(os.fstat(file).st_ino) or fsync(file))
-    enter(TINY, {**SETTINGS, "runs-folder": tmp_path})
-    (folder,) = tmp_path.iterdir()
-    path = folder / "scalars.csv"
+    enter(TINY, {**SETTINGS, "runs-folder": tmp_path / "runs"})
+    (whole,) = (tmp_path / "runs").iterdir()
+    path = whole / "scalars.csv"
     assert path.stat().st_ino in forced
     size = path.stat().st_size
-    os.truncate(path, left) if left else path.unlink()
-    said = enter(TINY, {"resume": folder, "total-timesteps": 300}).stdout
-    assert f"scalars.csv has {left or 0} bytes of {size:,} at step 200: rows before it are missing" in said
-    steps = [row[0] for row in RunFolder(folder).scalars()]
-    assert steps and min(steps) > 200
+    for left in (0, 60):  # deleted, cut
+        folder = tmp_path / str(left)
+        shutil.copytree(whole, folder)
+        path = folder / "scalars.csv"
+        os.truncate(path, left) if left else path.unlink()
+        said = enter(TINY, {"resume": folder, "total-timesteps": 300}).stdout
+        assert f"scalars.csv has {left} bytes of {size:,} at step 200: rows before it are missing" in said
+        steps = [row[0] for row in RunFolder(folder).scalars()]
+        assert steps and min(steps) > 200
 
 
 def make(folder, resume=False, **more):

@@ -17,9 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from envs import UserError
 from harness import RunFolder, log, provenance, resume
-from tests.running import SCRIPTS, SMALL, agents, enter, known, scalars
+from tests.running import SCRIPTS, SMALL, TINY, agents, enter, known, scalars
 
-TINY = "tests/harness/tiny_jax.py"
 COUNTING = "tests.environments:Counting-v0"  # Pendulum, episodes of 200 steps
 OFF_POLICY = {
     **SMALL,

@@ -15,10 +15,7 @@ from harness import RunFolder
 from harness.checkpoint import Checkpoints
 from harness.lock import held
 from harness.run import Run
-from tests.running import enter
-
-TINY = "tests/harness/tiny_jax.py"
-
+from tests.running import TINY, enter
 
 SHORT = {
     **{"env-id": "Pendulum-v1", "total-timesteps": 100, "log-frequency": 50, "eval-frequency": 100},

@@ -18,9 +18,8 @@ from harness.folder import RunFolderError
 from harness.lock import lock
 from tests import environments
 from tests.harness.test_resume import COUNTING, OFF_POLICY, assert_equal_runs, assert_tensorboard_shows_one_curve
-from tests.running import ROOT, TIMEOUT, command, enter, environment, run, scalars, train
+from tests.running import ROOT, TIMEOUT, TINY, command, enter, environment, run, scalars, train
 
-TINY = "tests/harness/tiny_jax.py"
 SETTINGS = {
     "env-id": COUNTING,  # episodes of 200 steps
     "total-timesteps": 800,
@@ -76,7 +75,7 @@ def test_killed_twice(tmp_path):
         assert RunFolder(folder).status() == "unfinished"
         assert before < checkpoints_of(folder)[-1] < 1200
         before = checkpoints_of(folder)[-1]
-    run(TINY, settings)
+    enter(TINY, settings)
     assert_equal_runs(folder, whole)
     assert_tensorboard_shows_one_curve(folder)
 
@@ -124,7 +123,7 @@ def test_sigusr1_writes_a_checkpoint_and_sigint_ends_the_run(tmp_path):
     """SIGINT is ignored at the start, as it is in a background process of a shell without job control."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        done = run(
+        done = enter(
             TINY,
             {**SETTINGS, "checkpoint-frequency": 0, "runs-folder": tmp_path, "total-timesteps": 8000},
             status=130,
@@ -139,7 +138,7 @@ def test_sigusr1_writes_a_checkpoint_and_sigint_ends_the_run(tmp_path):
     assert RunFolder(folder).status() == "unfinished"
     assert "SIGUSR1: a checkpoint after this chunk" in done.stdout
     assert "SIGINT: ends after this chunk with a checkpoint" in done.stdout
-    assert f"continue with: python {ROOT / TINY} --resume {folder}" in done.stdout and done.stderr == ""
+    assert f"continue with: python {TINY} --resume {folder}" in done.stdout and done.stderr == ""
 
 
 def test_sigterm_after_the_last_step_interrupts_nothing(tmp_path):
@@ -277,10 +276,10 @@ def test_full_disk_as_a_limit_on_the_size_of_files(tmp_path):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A file system of 700 kB."""
+    """A file system of 500 kB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(folder)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("cannot mount a small file system here (needs root)")
     yield folder
@@ -326,19 +325,19 @@ def test_a_checkpoint_that_could_not_be_begun_is_not_named(error, tmp_path, monk
 
 
 @pytest.mark.parametrize("at, evaluated, step, last", [(70, 800, 50, None), (330, 200, 200, 100)])
-def test_an_environment_that_breaks_says_from_where_to_go_on(at, evaluated, step, last, tmp_path):
-    """Its own traceback stays: it is somebody's own code that has failed, in training or in an evaluation."""
+def test_an_environment_that_breaks_says_from_where_to_go_on(at, evaluated, step, last, tmp_path, capsys):
+    """Its exception stays: it is somebody's own code that has failed, in training or in an evaluation."""
     breaking = {
         "env-id": "tests.environments:Breaking-v0",
         "env-kwargs": f'{{"at": {at}}}',
         "eval-frequency": evaluated,
     }
-    done = run(TINY, {**SETTINGS, **breaking, "runs-folder": tmp_path}, status=1)
-    assert done.stderr.endswith("ValueError: the joint is broken\n")
+    with pytest.raises(ValueError, match=r"^the joint is broken$"):
+        enter(TINY, {**SETTINGS, **breaking, "runs-folder": tmp_path})
     (folder,) = tmp_path.iterdir()
-    then = f"from step {last} continue with: python {ROOT / TINY} --resume {folder}"
+    then = f"from step {last} continue with: python {TINY} --resume {folder}"
     said = f"stopped at step {step}; {then if last else 'there is no checkpoint yet'}"
-    assert done.stdout.splitlines()[-1] == said
+    assert capsys.readouterr().out.splitlines()[-1] == said
     assert checkpoints_of(folder)[-1:] == ([last] if last else [])
 
 

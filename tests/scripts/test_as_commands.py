@@ -1,6 +1,7 @@
 """The scripts as commands: whole runs in which no key is used twice, and what is in their folders afterwards."""
 
 import os
+import re
 
 import jax
 import numpy as np
@@ -32,17 +33,31 @@ SLOW = ("diffwpo_jax.py", "crossq_jax.py", "diffcrossq_jax.py")
 
 @pytest.fixture(scope="module", params=[pytest.param(s, marks=[pytest.mark.slow] * (s in SLOW)) for s in SCRIPTS])
 def trained(request, tmp_path_factory):
-    """(script, folder of its run); a key that is used twice is an error here.
+    """(script, folder of its run, what JAX compiled); a key that is used twice is an error here.
 
     Of one agent: JAX's check takes a scan over the keys of several for a second use.
     """
-    folder, variables = tmp_path_factory.mktemp("runs"), {"JAX_DEBUG_KEY_REUSE": "1", **OWN_CHOICES}
-    return request.param, train(request.param, folder, settings_of(request.param), how=run, **variables)
+    said = []
+    folder = train(
+        request.param,
+        tmp_path_factory.mktemp("runs"),
+        settings_of(request.param),
+        how=lambda *words, **more: said.append(run(*words, **more).stderr),
+        **{"JAX_DEBUG_KEY_REUSE": "1", "JAX_LOG_COMPILES": "1", **OWN_CHOICES},
+    )
+    return request.param, folder, re.findall(r"Compiling (?:jit\()?(\w+)", said[0])
+
+
+def test_each_jitted_function_compiles_once(trained):
+    """Over a whole run: the chunk once, the evaluation's rollout once for both policies."""
+    *_, compiled = trained
+    counts = {name: compiled.count(name) for name in ("train_chunk", "_start", "_rollout")}
+    assert counts == {"train_chunk": 1, "_start": 1, "_rollout": 1}
 
 
 def test_identity_14_no_key_is_used_twice(trained):
     """Over start, warm-up, updates and evaluations of a whole run."""
-    _, folder = trained
+    _, folder, _ = trained
     summary = RunFolder(folder).summary()
     assert RunFolder(folder).status() == "finished"
     assert summary["step"] == 200 and summary["evaluations"] == 2 and summary["updates"] > 0
@@ -76,7 +91,7 @@ def tags_of(script):
 
 
 def test_run_folder_says_all_about_the_run(trained):
-    script, folder = trained
+    script, folder, _ = trained
     stored = RunFolder(folder)
     args = stored.arguments(module_of(script).Args)
     assert stored.stored_args()["script"] == script.removesuffix(".py") == args.exp_name
@@ -100,7 +115,7 @@ def test_run_folder_says_all_about_the_run(trained):
 
 def test_number_of_updates(trained):
     """After the warm-up an update for each step; or epochs times minibatches a rollout."""
-    script, folder = trained
+    script, folder, _ = trained
     assert RunFolder(folder).summary()["updates"] == (100 if script in OFF_POLICY else 2 * 2 * 2)
 
 
@@ -110,7 +125,7 @@ def values(folder, tag):
 
 def test_first_minibatch_and_learning_rate(trained):
     """On the first minibatch of a rollout the ratio is 1, old and new densities being of one agent; the rate falls."""
-    script, folder = trained
+    script, folder, _ = trained
     errors, rates = (values(folder, tag) for tag in ("losses/first_ratio_error", "charts/learning_rate"))
     if script in OFF_POLICY:
         assert errors == rates == []
@@ -122,7 +137,7 @@ def test_first_minibatch_and_learning_rate(trained):
 @pytest.mark.slow  # tests/harness/test_resume.py compares runs too
 def test_the_same_seed_gives_the_same_scalars(trained, tmp_path):
     """Also with evaluations at other times, which may not change training; the last one sees the last parameters."""
-    script, folder = trained
+    script, folder, _ = trained
     again = train(script, tmp_path, settings_of(script, **{"eval-frequency": 200}), how=run, **OWN_CHOICES)
     expected = [row for row in scalars(folder) if row[0] == 200 or not row[2].startswith("eval/")]
     assert scalars(again) == expected and 18 < len(expected) < len(scalars(folder))
@@ -131,7 +146,7 @@ def test_the_same_seed_gives_the_same_scalars(trained, tmp_path):
 
 @pytest.mark.slow  # every script makes its keys from the seed in the same lines of harness/run.py
 def test_another_seed_gives_other_scalars(trained, tmp_path):
-    script, folder = trained
+    script, folder, _ = trained
     other = train(script, tmp_path, settings_of(script, seed=2), how=run, **OWN_CHOICES)
     for name in ("qf_loss", "actor_loss", "policy_loss", "value_loss", "entropy", "entropy_bound"):
         tag = f"losses/{name}"

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from harness import provenance
+from harness import provenance, show
 from tests.running import ROOT, environment
 
 SETTINGS = (
@@ -36,7 +36,7 @@ def python(tmp_path):
     return run
 
 
-def test_a_copy_with_more_arguments_trains_and_resumes(tmp_path, python):
+def test_a_copy_with_more_arguments_trains_and_resumes(tmp_path, python, monkeypatch, capsys):
     """Three fields more and their use, by replacing text: no list elsewhere has to know them."""
     source = (ROOT / "sac_jax.py").read_text()
     for old, new in (
@@ -74,4 +74,7 @@ def test_a_copy_with_more_arguments_trains_and_resumes(tmp_path, python):
     args, summary = (json.loads((run / name).read_text()) for name in ("args.json", "summary.json"))
     assert (args["weight_decay"], args["layers"], args["total_timesteps"]) == (0.1, [8, 8], 300)
     assert (summary["step"], summary["updates"]) == (300, 200)
-    assert "Pendulum-v1 seed 1" in python("-m", "harness.show", run, "--episodes", 1)
+    monkeypatch.syspath_prepend(tmp_path)
+    show.show(show.Settings(run, episodes=1))
+    assert "Pendulum-v1 seed 1" in capsys.readouterr().out
+    del sys.modules["mine"]

@@ -11,8 +11,8 @@ import pytest
 
 import crossq_jax
 import sac_jax
-from tests.agents import largest_difference
-from tests.scripts.test_diffsac import SIZES, SMALL, agent_and_batch
+from tests.agents import largest_difference, random_agent
+from tests.scripts.test_diffsac import SMALL, agent_and_batch
 
 MODULES = ["crossq_jax", "diffcrossq_jax"]
 
@@ -33,7 +33,7 @@ def test_both_halves_of_the_joint_batch_share_the_statistics(name):
     x = np.concatenate(
         [np.concatenate([batch.obs, batch.next_obs]), np.concatenate([batch.action, next_action])], axis=1
     )
-    _, (stats, _) = module.critic_loss(agent.critic.params, args, agent, key, batch)
+    _, (stats, _) = jax.jit(module.critic_loss, static_argnums=1)(agent.critic.params, args, agent, key, batch)
     for critic in range(2):
         got = jax.tree.map(lambda v, critic=critic: np.asarray(v[critic]), stats["BatchNorm_0"])
         print(f"identity 13, {name}: mean of the batch {np.abs(100 * got['mean'] - x.mean(axis=0)).max():.1e} apart")
@@ -47,7 +47,7 @@ def test_no_gradient_into_the_next_value(name):
     with jax.enable_x64(True):
         module, args, agent, batch = make(name, "float64")
         key = jax.random.key(3)
-        next_action, next_log_lik = module.sample_action(args, agent, key, batch.next_obs)
+        next_action, next_log_lik = jax.jit(module.sample_action, static_argnums=0)(args, agent, key, batch.next_obs)
 
         def both(params):
             variables = {"params": params, "batch_stats": agent.critic.batch_stats}
@@ -57,8 +57,10 @@ def test_no_gradient_into_the_next_value(name):
 
         next_value = both(agent.critic.params)[1].min(axis=0) - agent.alpha * next_log_lik
         target = batch.reward + args.gamma * (1.0 - batch.terminated) * next_value
-        expected = jax.grad(lambda params: jnp.mean((both(params)[0] - target) ** 2, axis=1).sum())(agent.critic.params)
-        got, _ = jax.grad(module.critic_loss, has_aux=True)(agent.critic.params, args, agent, key, batch)
+        error = jax.jit(jax.grad(lambda params: jnp.mean((both(params)[0] - target) ** 2, axis=1).sum()))
+        expected = error(agent.critic.params)
+        gradient = jax.jit(jax.grad(module.critic_loss, has_aux=True), static_argnums=1)
+        got, _ = gradient(agent.critic.params, args, agent, key, batch)
         print(f"identity 13, {name}: the critics' gradients differ by {largest_difference(got, expected):.1e}")
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), got, expected)
 
@@ -157,7 +159,7 @@ def test_without_normalisation_an_update_is_sacs_without_target_networks(monkeyp
         monkeypatch.setattr(crossq_jax.nn, "BatchNorm", Nothing)
         module, args, agent, batch = make("crossq_jax", "float64", policy_frequency=1, q_b1=0.9)
         sac_args = sac_jax.Args(hidden_dim=SMALL["hidden_dim"], alpha=0.3, policy_lr=args.policy_lr)
-        sac = jax.jit(partial(sac_jax.init_agent, sac_args, SIZES))(jax.random.key(0))
+        sac = random_agent(sac_jax, sac_args, dtype="float64")
         sac = sac.replace(
             actor=sac.actor.replace(params=agent.actor.params, opt_state=agent.actor.opt_state),
             critic=sac.critic.replace(
@@ -167,8 +169,8 @@ def test_without_normalisation_an_update_is_sacs_without_target_networks(monkeyp
             temperature=sac.temperature.replace(params=agent.temperature.params, opt_state=agent.temperature.opt_state),
         )
         key = jax.random.key(4)
-        after, metrics = module.update(args, agent, key, batch, 0)
-        expected, sac_metrics = sac_jax.update(sac_args, sac, key, batch, 0)
+        after, metrics = jax.jit(partial(module.update, args))(agent, key, batch, 0)
+        expected, sac_metrics = jax.jit(partial(sac_jax.update, sac_args))(sac, key, batch, 0)
         critics = after.critic.params, expected.critic.params["params"]
         # Adam's first step has the gradient's sign alone: its moments have the rest.
         moments = after.critic.opt_state[0].mu, expected.critic.opt_state[0].mu["params"]

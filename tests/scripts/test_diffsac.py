@@ -139,24 +139,36 @@ def test_an_update_at_noise_levels_of_1_is_finite(name):
     assert moved[:-1].min() > 1e-5
 
 
+log_prob_estimate = jax.jit(diffsac_jax.log_prob_estimate, static_argnums=0)
+
+
+@partial(jax.jit, static_argnums=0)
+def sample_chain(args, agent, key, obs):
+    return diffusion.sample_chain(key, *diffsac_jax.policy_terms(args, agent, obs), (len(obs),))
+
+
+@partial(jax.jit, static_argnums=0)
+def log_prob_estimates(args, agent, key, obs, latents):
+    return diffusion.log_prob_estimates(key, *diffsac_jax.policy_terms(args, agent, obs), latents, 16)
+
+
 def test_the_temperature_is_held_by_the_estimate_or_by_the_bound():
     """The estimate is of the first 16 rows, by 16 other chains: the mean of its bounds with the lower one cut."""
     args = diffsac_jax.Args(**SMALL)
     agent, _ = agent_and_batch(diffsac_jax, args, "float32")
     obs = jnp.asarray(np.random.default_rng(1).normal(size=(64, O)), jnp.float32)
     drift_fn, schedule = diffsac_jax.policy_terms(args, agent, obs)
-    chain = diffusion.sample_chain(jax.random.key(0), drift_fn, schedule, (64,))
+    chain = sample_chain(args, agent, jax.random.key(0), obs)
     bound = diffsac_jax.Args(**SMALL, entropy_paths=0)
     far = chain.latents[1].at[0].add(50.0)  # a row that no other chain comes near
     mean, _ = diffusion.denoising_mean_std(schedule, drift_fn(far, 1), far, 1)
     chain = chain.replace(latents=chain.latents.at[1].set(far).at[0, 0].set(mean[0]))
     chain = chain.replace(rho=chain.rho + 1000.0)  # where l is higher, it does not count
-    held = diffsac_jax.log_prob_estimate(bound, agent, jax.random.key(1), obs, chain)
+    held = log_prob_estimate(bound, agent, jax.random.key(1), obs, chain)
     np.testing.assert_allclose(held, diffsac_jax.squash(chain)[1].mean(), rtol=1e-6)
-    held = diffsac_jax.log_prob_estimate(args, agent, jax.random.key(1), obs, chain)
+    held = log_prob_estimate(args, agent, jax.random.key(1), obs, chain)
     latents = chain.latents[:, :16]
-    terms = diffsac_jax.policy_terms(args, agent, obs[:16])
-    upper, estimate, lower = diffusion.log_prob_estimates(jax.random.key(1), *terms, latents, 16)
+    upper, estimate, lower = log_prob_estimates(args, agent, jax.random.key(1), obs[:16], latents)
     np.testing.assert_allclose(held, (estimate - tanh_log_det(latents[0])).mean(), rtol=1e-5)
     log_own = upper + np.log(17 - 16 * np.exp(lower - upper))
     cut = log_own - 2.5 * np.log(17)
@@ -168,19 +180,16 @@ def test_where_the_estimate_falls_short_the_bound_is_held():
     """It lies at most 1.75 log 17 nats above the last kernel's entropy: 9 nats too low for a wide policy of which l is
     exact, f = 0. With beta_1 = 0.008 and six dimensions the entropy before the tanh is 6 log(2 pi e) / 2 = 8.5."""
     args = diffsac_jax.Args(**SMALL, prior_std=1.0)
-    agent = jax.jit(partial(diffsac_jax.init_agent, args, SimpleNamespace(observation_size=O, action_size=6)))(
-        jax.random.key(0)
-    )
-    logits = agent.actor.params["params"]["noise_logits"].at[0].set(float(np.log(0.008 / 0.992)))
+    agent = random_agent(diffsac_jax, args, O, 6, scale=0.0)  # f = 0
+    logits = diffusion.initial_noise_logits(K, 6).at[0].set(float(np.log(0.008 / 0.992)))
     agent = agent.replace(actor=agent.actor.replace(params=with_noise_logits(agent.actor.params, logits)))
     obs = jnp.zeros((256, O))
-    terms = diffsac_jax.policy_terms(args, agent, obs)
-    chain = diffusion.sample_chain(jax.random.key(1), *terms, (256,))
+    chain = sample_chain(args, agent, jax.random.key(1), obs)
     bound = diffsac_jax.squash(chain)[1][:16].mean()
-    _, estimate, _ = diffusion.log_prob_estimates(jax.random.key(2), *terms, chain.latents, 16)
+    _, estimate, _ = log_prob_estimates(args, agent, jax.random.key(2), obs, chain.latents)
     entropy = -(bound + tanh_log_det(chain.latents[0]).mean())
     assert entropy == pytest.approx(8.5, abs=0.3) and -estimate.mean() < entropy - 8
-    assert diffsac_jax.log_prob_estimate(args, agent, jax.random.key(2), obs, chain) == bound
+    assert log_prob_estimate(args, agent, jax.random.key(2), obs, chain) == bound
 
 
 def test_default_target_entropy():

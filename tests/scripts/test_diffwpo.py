@@ -1,6 +1,7 @@
 """DiffWPO's actor loss: the identities that tie it to DiffSAC's and to Wasserstein policy optimisation (2505.00663)."""
 
-from functools import partial
+import dataclasses
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +44,17 @@ def make_batch(size=B):
     )
 
 
+actor_loss = jax.jit(diffwpo_jax.actor_loss, static_argnums=1)
+
+
+@cache
+def compiled_gradient(module, args):
+    """Of the actor's loss: (params, agent, key, batch)."""
+    return jax.jit(jax.grad(lambda params, *more: module.actor_loss(params, args, *more)[0]))
+
+
 def gradient(module, args, agent, key, batch):
-    loss = lambda params: module.actor_loss(params, args, agent, key, batch)[0]  # noqa: E731
-    return jax.jit(jax.grad(loss))(agent.actor.params)
+    return compiled_gradient(module, args)(agent.actor.params, agent, key, batch)
 
 
 def assert_close(tree, other, tolerance, what):
@@ -150,6 +159,7 @@ def test_one_step_is_vanilla_wpo(precondition):
     _, schedule = diffwpo_jax.policy_terms(args, agent, batch.obs)
     last, noise = diffusion.sample_noise(key, schedule, (B,))
 
+    @jax.jit
     def gaussian(params):
         drift, schedule = diffwpo_jax.policy_terms(args, diffwpo_jax.with_actor(agent, params), batch.obs)
         return diffusion.denoising_mean_std(schedule, drift(last, 1), last, 1)
@@ -183,9 +193,7 @@ def test_trust_region_is_the_kl_of_the_target_to_the_actor():
     """Summed over steps and dimensions, averaged over states, element by element; and its part of the loss."""
     args = diffwpo_jax.Args(**SETTINGS)
     agent, batch, key = make_agent(diffwpo_jax, args, 0.7, 0.3), make_batch(), jax.random.key(3)
-    loss, (chain, metrics, _) = jax.jit(diffwpo_jax.actor_loss, static_argnums=1)(
-        agent.actor.params, args, agent, key, batch
-    )
+    loss, (chain, metrics, _) = actor_loss(agent.actor.params, args, agent, key, batch)
     new, old = (
         diffwpo_jax.policy_terms(args, diffwpo_jax.with_actor(agent, params), batch.obs)
         for params in (agent.actor.params, agent.target_actor_params)
@@ -205,7 +213,7 @@ def test_the_trust_region_pulls_with_its_multiplier():
     """A multiplier of 0.3 adds 0.3 times the KL's gradient at the chain's latents, which no gradient passes."""
     args = diffwpo_jax.Args(**SETTINGS)
     agent, batch, key = make_agent(diffwpo_jax, args, 0.7), make_batch(), jax.random.key(3)
-    latents = diffwpo_jax.actor_loss(agent.actor.params, args, agent, key, batch)[1][0].latents
+    latents = actor_loss(agent.actor.params, args, agent, key, batch)[1][0].latents
 
     def kl(params):
         total, who = 0.0, (params, agent.target_actor_params)
@@ -229,18 +237,20 @@ def test_the_trust_region_pulls_with_its_multiplier():
 
 
 def test_the_multiplier_moves_towards_the_bound_and_the_copy_follows_the_actor():
-    """Up where the bound is next to nothing. Down where it is three quarters of the KL, per dimension, of two."""
-    bound = 1e-6
-    for direction in (1, -1):
-        args = diffwpo_jax.Args(**SETTINGS, kl_bound=bound)
-        agent = make_agent(diffwpo_jax, args, 0.7, 0.3)
-        after, metrics = jax.jit(diffwpo_jax.update, static_argnums=0)(args, agent, jax.random.key(0), make_batch(), 0)
+    """Down where the bound is three quarters of the KL, per dimension, of two. Up where the copy is further away."""
+    args, key, batch = diffwpo_jax.Args(**SETTINGS), jax.random.key(0), make_batch()
+    agent = make_agent(diffwpo_jax, args, 0.7, 0.3)
+    chain_key, _ = jax.random.split(jax.random.split(key)[1])
+    kl = float(actor_loss(agent.actor.params, args, agent, chain_key, batch)[1][1]["diffusion/kl"])
+    args = dataclasses.replace(args, kl_bound=0.75 * kl)
+    update = jax.jit(diffwpo_jax.update, static_argnums=0)
+    for direction, copy in ((-1, agent.target_actor_params), (1, jax.tree.map(lambda x: 3 * x, agent.actor.params))):
+        before = agent.replace(target_actor_params=copy)
+        after, metrics = update(args, before, key, batch, 0)
+        assert metrics["diffusion/kl"] == pytest.approx(kl) if direction == -1 else metrics["diffusion/kl"] > 2 * kl
         assert np.sign(after.multiplier.params["log"] - agent.multiplier.params["log"]) == direction
-        expected = jax.tree.map(
-            lambda new, old: args.tau * new + (1 - args.tau) * old, after.actor.params, agent.target_actor_params
-        )
+        expected = jax.tree.map(lambda new, old: args.tau * new + (1 - args.tau) * old, after.actor.params, copy)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), after.target_actor_params, expected)
-        bound = 0.75 * float(metrics["diffusion/kl"])
 
 
 def test_without_a_trust_region_a_kl_that_overflows_stops_nothing():
@@ -248,7 +258,7 @@ def test_without_a_trust_region_a_kl_that_overflows_stops_nothing():
     args = diffwpo_jax.Args(**SETTINGS, kl_multiplier=0.0)
     agent, batch, key = make_agent(diffwpo_jax, args, 0.7), make_batch(), jax.random.key(3)
     far = agent.replace(target_actor_params=jax.tree.map(lambda x: 1e200 * x, agent.target_actor_params))
-    kl = diffwpo_jax.actor_loss(agent.actor.params, args, far, key, batch)[1][1]["diffusion/kl"]
+    kl = actor_loss(agent.actor.params, args, far, key, batch)[1][1]["diffusion/kl"]
     assert not np.isfinite(kl)
     by_target = [gradient(diffwpo_jax, args, x, key, batch) for x in (far, agent)]
     assert_close(*by_target, 1e-12, "without a trust region")

@@ -16,6 +16,7 @@ from flax.training.train_state import TrainState
 from common import replay
 from common.distributions import gaussian_log_prob
 from envs.interface import EnvState, new_episode, with_episode
+from harness.clock import jit_for_few_calls
 
 pytestmark = pytest.mark.usefixtures("all_optimizations")
 
@@ -115,7 +116,7 @@ def train_bandit(name, num_updates, start=None, **settings):
     module = load(name)
     args = make_args(module, gamma=0.0, autotune=False, alpha=1.0, hidden_dim=64, policy_lr=1e-3, q_lr=1e-3, **settings)
     agent_key, train_key = jax.random.split(jax.random.key(0))
-    agent = jax.jit(partial(module.init_agent, args, BANDIT))(agent_key)
+    agent = jit_for_few_calls(partial(module.init_agent, args, BANDIT))(agent_key)
     if start is not None:
         layers = agent.actor.params["params"]
         mean = {**layers["Dense_2"], "bias": jnp.asarray(start)}
@@ -140,7 +141,7 @@ def test_identity_3_diffusion_policy_finds_all_modes():
 def test_identity_3_gaussian_finds_one_mode():
     """The best Gaussian has one mode and an ELBO of -log 4. SAC starts at a mode: from elsewhere it ends lower."""
     elbo, shares = train_bandit("sac_jax", 3000, start=(0.55, 0.0))
-    assert elbo < -1.38
+    assert -1.42 < elbo < -1.38
     assert shares.max() > 0.9
 
 
@@ -193,7 +194,7 @@ def train_control(name, num_updates, prior_std=None, **settings):
     more = {} if prior_std is None else {"prior_std": float(prior_std)}
     settings = {"autotune": False, "alpha": ALPHA, "hidden_dim": 32, **settings}
     args = make_args(module, gamma=GAMMA, policy_lr=1e-3, q_lr=1e-2, **settings, **more)
-    agent = jax.jit(partial(module.init_agent, args, CONTROL))(jax.random.key(0))
+    agent = jit_for_few_calls(partial(module.init_agent, args, CONTROL))(jax.random.key(0))
     agent = with_known_critic(agent, quadratic_value)
     half = num_updates // 2
     rates = {part: optax.piecewise_constant_schedule(args.policy_lr, {half: 0.1}) for part in ("actor", "temperature")}
@@ -267,11 +268,12 @@ def test_the_policy_soon_acts_as_precisely_as_the_reward_asks():
     0.6. After 500 updates it is below 0.1; with noise levels that are raw parameters it was 0.20."""
     module, obs = load("diffsac_jax"), jnp.ones((64, 3))
     args = module.Args(hidden_dim=128, alpha=0.02, autotune=False, gamma=0.0)
-    agent = module.init_agent(args, SimpleNamespace(observation_size=3, action_size=2), jax.random.key(0))
+    sizes = SimpleNamespace(observation_size=3, action_size=2)
+    agent = jit_for_few_calls(partial(module.init_agent, args, sizes))(jax.random.key(0))
     agent = with_known_critic(agent, lambda obs, action: -(action**2).sum(-1) / 0.18)
     batch = replay.Transition(obs, jnp.zeros((64, 2)), jnp.zeros(64), obs, jnp.zeros(64, bool))
     agent = train(module, args, agent, jax.random.key(1), 500, lambda key: batch)
-    action, _ = module.sample_action(args, agent, jax.random.key(2), jnp.ones((4000, 3)))
+    action, _ = jax.jit(partial(module.sample_action, args))(agent, jax.random.key(2), jnp.ones((4000, 3)))
     deviation = np.std(action, axis=0)
     assert np.all((0.03 < deviation) & (deviation < 0.1)), deviation
 

@@ -140,10 +140,11 @@ def test_a_rollout_by_hand(name):
     )
     agent = agent.replace(return_stats=normalization.RunningStats(jnp.float32(3), jnp.float32(40), jnp.float32(50)))
     state, step = state.replace(agent=agent), jax.jit(partial(module.rollout_step, args, env))
+    act = compiled(module.sample_action, args)
     returns, ends, cuts = np.zeros(2), 0, 0
     for key in jax.random.split(jax.random.key(1), 40):
         before, obs = jax.device_get(state.agent), np.asarray(state.env_state.obs)
-        action, sample = module.sample_action(args, state.agent, key, obs)
+        action, sample = act(state.agent, key, obs)
         state, (rollout, episode) = jax.device_get(step(state, key))
         after, action = state.agent, np.asarray(action)
         np.testing.assert_allclose(rollout.sample, sample, rtol=1e-5, atol=1e-5)
@@ -853,10 +854,9 @@ def test_vmapped_start_is_the_single_one(chunks):
     both = chunks.init(jax.vmap(jax.random.key)(jnp.array([1, 2])))
     single_args = dataclasses.replace(args, num_seeds=1)
     env = make_env(args.env_id, args.num_envs, 1)
+    alone = jax.jit(jax.vmap(partial(module.init_training, single_args, env)))
     for i, seed in enumerate([1, 2]):
-        single = agent_of(
-            jax.jit(jax.vmap(partial(module.init_training, single_args, env)))(jax.random.key(seed)[None]), 0
-        )
+        single = agent_of(alone(jax.random.key(seed)[None]), 0)
         np.testing.assert_array_equal(jax.random.key_data(single.key), jax.random.key_data(both.key[i]))
         np.testing.assert_array_equal(single.env_state.obs, both.env_state.obs[i])
         ours, theirs = (jax.tree_util.tree_leaves_with_path(x) for x in (single.agent, agent_of(both.agent, i)))
@@ -883,28 +883,6 @@ def test_vmapped_update_is_the_single_one(setups, name, x64, tolerance):
             # Adam's first step divides a gradient by its size: a relative error of the parameters' change.
             close = partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
             jax.tree.map(close, agent_of(moved.networks.params, i), single.networks.params)
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_identity_14_no_key_is_used_twice(name):
-    """JAX's own check of typed keys; on a function that does reuse one it raises.
-
-    For one agent, as the code is written: the check does not follow arrays of keys that `vmap` transposes.
-    """
-    module = MODULES[name]
-    args = make_args(module, **({"alpha": 0.01} if name == "diffppo" else {}))
-    env = make_env(args.env_id, args.num_envs)
-    with jax.debug_key_reuse(True):
-        with pytest.raises(jax.errors.KeyReuseError):
-            jax.jit(lambda key: jax.random.normal(key) + jax.random.normal(key))(jax.random.key(0))
-        state = jax.jit(jax.vmap(partial(module.init_training, args, env)))(jax.random.key(1)[None])
-        state, *_ = module.train_chunk(args, env, state, jnp.int32(0))
-        agent = agent_of(state.agent, 0)
-        jax.jit(partial(module.sample_action, args))(agent, jax.random.key(3), jnp.zeros((4, 3)))
-        still = jax.device_get(agent)
-    module.train_chunk.clear_cache()
-    assert np.isfinite(jax.flatten_util.ravel_pytree(still.networks.params)[0]).all()
-    env.close()
 
 
 def test_actions_lie_in_the_box_and_the_deterministic_ones_have_no_noise():
