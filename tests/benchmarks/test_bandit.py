@@ -74,8 +74,8 @@ def test_the_table_shows_means_over_seeds_and_the_worst_region_of_all(tmp_path):
     rows.append(row | figures | {"algorithm": "diffwpo", "seed": 1, "elbo_gap": 0.4, "worst_region": 0.2})
     bandit.write_csv(tmp_path / "bandit.csv", rows[0], rows)
     table = bandit.bandit_table(tmp_path / "bandit.csv")
-    assert "| two | DiffSAC | 8 | 0.500 | **0.500** | 0.500 | **0.700** | **0.500** |" in table
-    assert "| two | DiffWPO | 8 | **0.400** | **0.500** | 0.500 | 0.200 | **0.500** |" in table
+    assert "| two | DiffSAC | 8 | 0.500 | 0.500 | 0.500 | **0.700** | **0.500** |" in table
+    assert "| two | DiffWPO | 8 | 0.400 | 0.500 | 0.500 | 0.200 | **0.500** |" in table
     assert "seeds 1, 2" in table
 
 

@@ -346,7 +346,7 @@ def test_an_argument_of_several_numbers(monkeypatch):
 def test_arguments_with_spaces_come_back_from_the_results(tmp_path):
     run = make_run(tmp_path / "runs" / "a", env_kwargs='{"g": 9.8, "max_episode_steps": 50}')
     export.merge(export.read_run(run), tmp_path / "results")
-    (job,) = suites.jobs_of({"mine": suites.committed(tmp_path / "results")}, "mine")
+    (job,) = suites.jobs_of({"mine": {"results": str(tmp_path / "results")}}, "mine")
     assert json.loads(job.args.env_kwargs) == {"g": 9.8, "max_episode_steps": 50}
 
 
@@ -428,7 +428,7 @@ def test_results_as_a_suite(tmp_path):
         export.merge(export.read_run(hopper), results)
     export.merge(export.read_run(make_run(tmp_path / "runs" / "c", seed=1, env_id="Walker2d-v4")), results)
     of_all = {"script": "sac_jax.py", "flags": "--learning-starts 100", "steps": 400}
-    assert suites.committed(results)["runs"] == [
+    assert suites.runs_of(results) == [
         {**of_all, "name": "sac_jax", "envs": ["Hopper-v4"], "seeds": [1, 2]},
         {**of_all, "name": "sac_jax", "envs": ["Walker2d-v4"], "seeds": [1]},
         {

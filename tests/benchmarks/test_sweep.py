@@ -545,7 +545,7 @@ def test_runs_results_and_tables_end_to_end(call, tmp_path, monkeypatch, capsys)
     assert pages.main() == 0
     assert "| Pendulum-v1 | 0.4k | 1 |" in (root / "README.md").read_text()
     # The suite of these results is the run again.
-    (job,) = suites.jobs_of({"mine": suites.committed(results)}, "mine")
+    (job,) = suites.jobs_of({"mine": {"results": str(results)}}, "mine")
     assert job.name == run.name
 
 
