@@ -59,7 +59,7 @@ class Progress:
     """A live bar on a terminal, a plain line every five per cent elsewhere."""
 
     def __init__(self, total: int, done: int = 0):
-        self.total, self.first, self.begin = total, done, time.monotonic()
+        self.total, self.last, self.begin = total, done, time.monotonic()  # step and time of the last line
         self.next_line, self.evaluation = done + total / 20, math.nan
         self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
 
@@ -72,8 +72,10 @@ class Progress:
             self.bar.update(step - self.bar.n)
         elif step >= self.next_line or step == self.total:
             self.next_line += self.total / 20
-            seconds = time.monotonic() - self.begin - compile_seconds(self.begin)  # compiled once, not per step
-            rate = (step - self.first) / seconds
+            # Since the last line: random steps before learning, and compiling, say nothing about those to come.
+            seconds = time.monotonic() - self.begin - compile_seconds(self.begin)
+            rate = (step - self.last) / max(seconds, 1e-6)
+            self.last, self.begin = step, time.monotonic()
             left = datetime.timedelta(seconds=round((self.total - step) / rate))
             last, evaluation = ("-" if math.isnan(value) else f"{value:.1f}" for value in values.values())
             say(

@@ -337,11 +337,16 @@ def test_before_an_episode_has_ended_there_is_no_return_to_show(capsys):
     assert ", last return    -12.3, evaluation     20.5, " in last
 
 
-def test_the_rate_is_without_compilation(capsys, monkeypatch):
-    """Ten seconds for the first of ten parts, nine of them compiling: 100 steps/s, and nine seconds are left."""
+def test_the_rate_is_that_since_the_last_line_without_compilation(capsys, monkeypatch):
+    """Ten seconds for the first of ten parts, nine of them compiling: 100 steps/s, and nine seconds are left. Five for
+    the second."""
     now = [0.0]
     monkeypatch.setattr("harness.progress.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("harness.progress.compile_seconds", lambda begin: 9.0)
+    monkeypatch.setattr("harness.progress.compile_seconds", lambda begin: 9.0 if begin == 0.0 else 0.0)
     progress, now[0] = Progress(1000), 10.0
     progress.update(100, 1.0)
-    assert "  100 steps/s, " in (said := capsys.readouterr().out) and said.endswith(" 0:00:09 left\n")
+    now[0] = 15.0
+    progress.update(200, 1.0)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "  100 steps/s, " in first and first.endswith(" 0:00:09 left")
+    assert "   20 steps/s, " in second and second.endswith(" 0:00:40 left")
