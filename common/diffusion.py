@@ -172,7 +172,7 @@ def denoise(drift_fn: DriftFn, schedule: NoiseSchedule, last: jax.Array, noise: 
         log_denoising = gaussian_log_prob(next_latent, mean, std)
         return next_latent, (next_latent, log_denoising - gaussian_log_prob(latent, scale * next_latent, std))
 
-    # The schedule once: within the loop all its levels would be computed at every step.
+    # The schedule once: within the loop all its levels would be computed, and differentiated, at every step.
     steps = jnp.arange(1, schedule.num_denoising_steps + 1)
     terms = steps, noise, schedule.scale, schedule.std, drift_coefficient(schedule) * schedule.prior_std
     _, (latents, rho) = jax.lax.scan(step, last, terms, reverse=True)
