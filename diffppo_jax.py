@@ -192,7 +192,8 @@ def optimizer(args):
     def schedule(count):
         return learning_rate(args, count // (args.update_epochs * args.num_minibatches) * args.log_frequency)
 
-    return optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(schedule, eps=1e-5))
+    clip, adam = optax.clip_by_global_norm(args.max_grad_norm), optax.scale_by_adam(eps=1e-5)
+    return optax.chain(clip, adam, optax.scale_by_learning_rate(schedule))
 
 
 def init_agent(args, env, key):

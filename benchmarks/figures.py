@@ -1,5 +1,6 @@
 """The figures of the pages."""
 
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
@@ -90,6 +91,10 @@ def curves_figure(results: Results, family: str, over_time: bool = False) -> Fig
     return figure
 
 
+def tasks(env_ids: Iterable[str]) -> str:
+    return ", ".join(stem(env_id).removeprefix("playground/") for env_id in env_ids)
+
+
 def aggregate_figure(results: Results) -> Figure | None:
     """Points with 95 % intervals: IQM and probability of improvement of each pair, a line per pair, families apart.
 
@@ -99,12 +104,13 @@ def aggregate_figure(results: Results) -> Figure | None:
     for names in FAMILIES.values():
         of_family = [pair for pair in found if pair.name in names]
         if of_family:
-            env_ids = dict.fromkeys(env_id for pair in of_family for env_id in pair.steps)
-            where = ", ".join(stem(env_id).removeprefix("playground/") for env_id in env_ids)
+            every = dict.fromkeys(env_id for pair in of_family for env_id in pair.steps)
             lengths = sorted({steps for pair in of_family for steps in pair.steps.values()})
-            lines.append((f"{where}; {' or '.join(map(thousands, lengths))} steps", []))
-        by_pair = groupby(of_family, key=lambda pair: f"{label(pair.name)} / {label(pair.base)}")
-        lines += [(title, [*of_pair]) for title, of_pair in by_pair]
+            lines.append((f"{tasks(every)}; {' or '.join(map(thousands, lengths))} steps", []))
+        for title, of_pair in groupby(of_family, key=lambda pair: f"{label(pair.name)} / {label(pair.base)}"):
+            first, *others = of_pair
+            own = title if [*first.steps] == [*every] else f"{title}\n{tasks(first.steps)}"
+            lines.append((own, [first, *others]))
     if not lines:
         return None
     figure, ((left, right),) = panels_of(1, 2, 10, 1.2 + 0.3 * len(lines), sharey=True)
@@ -118,7 +124,7 @@ def aggregate_figure(results: Results) -> Figure | None:
                 axis.plot(value, y, style.marker, color=style.colour, markersize=5, **fill)
         if of_pair:
             in_order = sorted(of_pair, key=lambda pair: pair.policy != "deterministic")
-            said = "\n".join(f"{pair.policy}: p = {pair.p:.2g}" for pair in in_order)
+            said = "\n".join(f"{pair.policy}: p = {pair.p:.2g}, {span(pair.seeds)} seeds" for pair in in_order)
             right.annotate(said, (1.02, row), xycoords=("axes fraction", "data"), fontsize=6, va="center")
     for axis, equal, title in (
         (left, 1.0, "IQM of score / base's mean"),
@@ -127,9 +133,12 @@ def aggregate_figure(results: Results) -> Figure | None:
         axis.axvline(equal, color="black", linestyle=":", linewidth=1)
         axis.set_xlabel(title, fontsize=9)
         axis.grid(axis="x", alpha=0.3)
-    left.set_xscale("log")
-    left.set_xticks([0.5, 0.7, 1, 1.5, 2, 3], ["0.5", "0.7", "1", "1.5", "2", "3"])
-    left.xaxis.set_minor_locator(NullLocator())
+    if all(pair.iqm[1] > 0 for pair in found):  # ratios; of returns below zero there may be others
+        left.set_xscale("log")
+        low, high = left.get_xlim()
+        ticks = [x for x in (0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100) if low <= x <= high]
+        left.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        left.xaxis.set_minor_locator(NullLocator())
     left.set_yticks(range(len(lines)), [title for title, _ in lines], fontsize=8)
     for text, (_, of_pair) in zip(left.get_yticklabels(), lines, strict=True):
         text.set_fontstyle("normal" if of_pair else "italic")

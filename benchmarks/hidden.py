@@ -104,15 +104,15 @@ def draw(samples: list[tuple[str, np.ndarray]], theta: float, path: Path) -> Non
 
     figure, axes = grid_of(len(samples), 4, 2.4, 2.8)
     for axis, (title, action) in zip(axes, samples, strict=True):
-        axis.plot(*action.T, ".", color="black", markersize=2.5, markeredgewidth=0, alpha=0.6)
+        axis.plot(*action.T, ",", color="black", alpha=0.7)
         for place in targets(theta):
             axis.add_patch(Circle(place, RADIUS, fill=False, color="#d95f0e"))
-        axis.set_title(f"{title}\nfinds {success(hits(action, theta).mean(axis=0)):.2f} at this direction", fontsize=8)
+        axis.set_title(f"{title}\nfinds {success(hits(action, theta).mean(axis=0)):.2f} here", fontsize=8)
         axis.set(xlim=(-1, 1), ylim=(-1, 1), xticks=(-1, 0, 1), yticks=(-1, 0, 1), aspect="equal")
         axis.tick_params(labelsize=6)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
 
 
 def main() -> None:

@@ -126,7 +126,9 @@ def entries(suites: dict[str, Any], suite: str, included_by: tuple[str, ...] = (
     if not isinstance(include, list) or not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
         raise UserError(f"suite {suite!r} must have a list of tables as runs, and of names as include")
     if "results" in shared:
-        runs = [*runs, *runs_of(ROOT / str(shared.pop("results")))]
+        if not isinstance(shared["results"], str) or suites[suite].keys() - {"results", "include"}:
+            raise UserError(f"suite {suite!r} must have a folder as results, and beside it no more than include")
+        runs = runs_of(ROOT / shared.pop("results"))
     if not include and not runs:
         raise UserError(f"suite {suite!r} has neither runs nor include nor results")
     found = [entry for other in include for entry in entries(suites, other, (*included_by, suite))]

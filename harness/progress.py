@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class Progress:
     """A live bar on a terminal, a plain line every five per cent elsewhere."""
 
     def __init__(self, total: int, done: int = 0):
-        self.total, self.last, self.begin = total, done, time.monotonic()  # step and time of the last line
+        self.total, self.marks = total, deque([(done, time.monotonic())], maxlen=2)  # of the last two lines
         self.next_line, self.evaluation = done + total / 20, math.nan
         self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
 
@@ -72,10 +73,10 @@ class Progress:
             self.bar.update(step - self.bar.n)
         elif step >= self.next_line or step == self.total:
             self.next_line += self.total / 20
-            # Since the last line: random steps before learning, and compiling, say nothing about those to come.
-            seconds = time.monotonic() - self.begin - compile_seconds(self.begin)
-            rate = (step - self.last) / max(seconds, 1e-6)
-            self.last, self.begin = step, time.monotonic()
+            # Over two lines: random steps before learning, and compiling, say nothing about those to come.
+            first, begin = self.marks[0]
+            rate = (step - first) / max(time.monotonic() - begin - compile_seconds(begin), 1e-6)
+            self.marks.append((step, time.monotonic()))
             left = datetime.timedelta(seconds=round((self.total - step) / rate))
             last, evaluation = ("-" if math.isnan(value) else f"{value:.1f}" for value in values.values())
             say(
@@ -83,11 +84,10 @@ class Progress:
                 f" evaluation {evaluation:>8}, {left} left"
             )
 
-    def evaluated(self, values: dict[str, np.ndarray]) -> None:
-        """Keeps the deterministic return, mean over the seeds that have one, for the next line. By tag, `[S]`."""
-        returns = values["eval/episodic_return_deterministic"]
-        if np.isfinite(returns).any():
-            self.evaluation = float(returns[np.isfinite(returns)].mean())
+    def evaluated(self, returns: np.ndarray) -> None:
+        """Keeps the deterministic return, mean over the running seeds that have one, for the next line."""
+        if len(finite := returns[np.isfinite(returns)]):
+            self.evaluation = float(finite.mean())
 
     def close(self) -> None:
         if self.bar is not None:

@@ -136,7 +136,7 @@ class Run:
         """Writes an evaluation (see `harness.evaluation.Evaluator`)."""
         values, running = self.record.add_evaluation(results), self.record.running(self.args)
         say_evaluation(values, self.args, self.step, running)
-        self._progress.evaluated(values)
+        self._progress.evaluated(values["eval/episodic_return_deterministic"][running])
         with self._writing():
             self._log.values(self.step, values, running)
             self._log.flush()

@@ -94,8 +94,10 @@ def test_points_of_the_pairs(results):
     left, right = figures.aggregate_figure(results).axes
     assert left.get_xlabel().startswith("IQM") and right.get_xlabel().startswith("probability")
     titles = [text.get_text() for text in left.get_yticklabels()]
-    assert titles[:2] == ["Hopper, Walker2d; 120k or 150k steps", "DiffSAC / SAC"] and len(titles) == 3 + 5
-    assert right.texts[0].get_text() == "deterministic: p = 0.005\nstochastic: p = 0.005"
+    assert titles[:3] == ["Hopper, Walker2d; 120k or 150k steps", "DiffSAC / SAC", "DiffWPO / SAC\nHopper"]
+    assert len(titles) == 3 + 5
+    assert right.texts[0].get_text() == "deterministic: p = 0.005, 3 seeds\nstochastic: p = 0.005, 3 seeds"
+    assert left.get_xscale() == "log" and {"1", "2"} <= {text.get_text() for text in left.get_xticklabels()}
     for axis, value in ((left, 1.99), (right, 1.0)):
         for line, height, filled in ((axis.lines[1], 0.88, True), (axis.lines[3], 1.12, False)):
             assert line.get_xdata()[0] == pytest.approx(value, abs=0.005)

@@ -137,4 +137,4 @@ def test_the_picture_says_in_how_many_episodes_such_actions_succeed(tmp_path, mo
     monkeypatch.setattr(figures, "grid_of", lambda *sizes: made.append(grid_of(*sizes)) or made[-1])
     hidden.draw([("SAC", hidden.targets(0.4)[[0, 0, 1, 2]])], 0.4, tmp_path / "hidden.png")
     ((_, (axis,)),) = made
-    assert axis.get_title() == "SAC\nfinds 0.72 at this direction"
+    assert axis.get_title() == "SAC\nfinds 0.72 here"

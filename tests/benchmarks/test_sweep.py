@@ -132,6 +132,8 @@ def test_bad_files_and_suites_are_one_line(call, tmp_path):
         ("[mine]\ninclude = 3", "of names as include"),
         ("[mine]\nrun = []", "has neither runs nor include nor results"),
         ('[mine]\nresults = "none"', "no results in '"),
+        ('[mine]\nresults = ["none"]', "must have a folder as results"),
+        ('[mine]\nresults = "none"\nseeds = [1]', "beside it no more than include"),
     ],
 )
 def test_suites_of_another_form_are_one_line(call, tmp_path, content, message):

@@ -327,9 +327,9 @@ def test_track_without_the_package_is_one_line(tmp_path, monkeypatch):
 def test_before_an_episode_has_ended_there_is_no_return_to_show(capsys):
     progress = Progress(300)
     progress.update(100, float("nan"))
-    progress.evaluated({"eval/episodic_return_deterministic": np.array([np.nan, np.nan])})
+    progress.evaluated(np.array([np.nan, np.nan]))
     progress.update(200, -12.345)
-    progress.evaluated({"eval/episodic_return_deterministic": np.array([20.0, np.nan, 21.0])})
+    progress.evaluated(np.array([20.0, np.nan, 21.0]))
     progress.update(300, -12.345)
     first, second, last = capsys.readouterr().out.splitlines()
     assert ", last return        -, evaluation        -, " in first
@@ -337,16 +337,18 @@ def test_before_an_episode_has_ended_there_is_no_return_to_show(capsys):
     assert ", last return    -12.3, evaluation     20.5, " in last
 
 
-def test_the_rate_is_that_since_the_last_line_without_compilation(capsys, monkeypatch):
-    """Ten seconds for the first of ten parts, nine of them compiling: 100 steps/s, and nine seconds are left. Five for
-    the second."""
+def test_the_rate_is_that_of_the_last_two_lines_without_compilation(capsys, monkeypatch):
+    """Ten seconds for the first of ten parts, nine of them compiling: 100 steps/s, and nine seconds are left. Then five
+    for each."""
     now = [0.0]
     monkeypatch.setattr("harness.progress.time.monotonic", lambda: now[0])
     monkeypatch.setattr("harness.progress.compile_seconds", lambda begin: 9.0 if begin == 0.0 else 0.0)
     progress, now[0] = Progress(1000), 10.0
     progress.update(100, 1.0)
-    now[0] = 15.0
-    progress.update(200, 1.0)
-    first, second = capsys.readouterr().out.splitlines()
+    for i in (1, 2):
+        now[0] = 10.0 + 5.0 * i
+        progress.update(100 + 100 * i, 1.0)
+    first, second, third = capsys.readouterr().out.splitlines()
     assert "  100 steps/s, " in first and first.endswith(" 0:00:09 left")
-    assert "   20 steps/s, " in second and second.endswith(" 0:00:40 left")
+    assert "   33 steps/s, " in second  # 200 steps in 6 s
+    assert "   20 steps/s, " in third and third.endswith(" 0:00:35 left")

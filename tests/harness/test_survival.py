@@ -16,6 +16,7 @@ import pytest
 from harness import RunFolder, checkpoint, seal
 from harness.folder import RunFolderError
 from harness.lock import lock
+from harness.progress import Progress
 from tests import environments
 from tests.harness.test_resume import COUNTING, OFF_POLICY, assert_equal_runs, assert_tensorboard_shows_one_curve
 from tests.running import ROOT, TIMEOUT, TINY, command, enter, environment, run, scalars, train
@@ -169,10 +170,13 @@ def nan_of_environment(which, at):
     return {**SETTINGS, "env-id": "tests.environments:NotANumber-v0", "env-kwargs": kwargs}
 
 
-def test_nan_of_an_environment_stops_its_seed_only(tmp_path):
+def test_nan_of_an_environment_stops_its_seed_only(tmp_path, monkeypatch):
     more = {"num-seeds": 2, "seed": 5, "total-timesteps": 200, "eval-frequency": 100, "learning-rate": 1e-4}
     clean = train(TINY, tmp_path / "clean", {**nan_of_environment(-1, 130), **more})
+    shown = []  # beside the steps, of the seeds that go on
+    monkeypatch.setattr(Progress, "evaluated", lambda self, returns: shown.append(len(returns)))
     folder = train(TINY, tmp_path / "nan", {**nan_of_environment(1, 130), **more}, status=3)
+    assert shown == [2, 1]
     assert [row for row in scalars(folder) if row[1] == 5] == [row for row in scalars(clean) if row[1] == 5]
     stopped = [row for row in scalars(folder) if row[1] == 6]
     assert stopped == [row for row in scalars(clean) if row[1] == 6 and row[0] <= 100]

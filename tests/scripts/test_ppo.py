@@ -240,7 +240,7 @@ def test_one_step_follows_both_losses(setups, name):
     expected = agent.networks.apply_gradients(grads=params)
     after, _ = jax.jit(partial(module.update, args))(agent, rows)
     close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-7)
-    jax.tree.map(close, after.networks.opt_state[1][0].mu, expected.opt_state[1][0].mu)
+    jax.tree.map(close, after.networks.opt_state[1].mu, expected.opt_state[1].mu)
     assert args.vf_coef == 0.5
 
 
