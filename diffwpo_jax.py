@@ -299,7 +299,7 @@ def actor_loss(actor_params, args, agent, key, batch):
     with the noise of the other steps fixed: one backward pass through the chain gives those of all steps.
     """
     drift, schedule = policy_terms(args, agent, batch.obs)
-    last, noise = diffusion.sample_noise(key, schedule, batch.reward.shape)
+    last, noise = diffusion.sample_noise(key, schedule, batch.obs.shape[:-1])
 
     def objective(noise):
         chain = diffusion.denoise(drift, schedule, last, noise)

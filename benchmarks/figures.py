@@ -103,14 +103,15 @@ def aggregate_figure(results: Results) -> Figure | None:
     found, lines = pairs(results), []
     for names in FAMILIES.values():
         of_family = [pair for pair in found if pair.name in names]
-        if of_family:
-            every = dict.fromkeys(env_id for pair in of_family for env_id in pair.steps)
-            lengths = sorted({steps for pair in of_family for steps in pair.steps.values()})
-            lines.append((f"{tasks(every)}; {' or '.join(map(thousands, lengths))} steps", []))
-        for title, of_pair in groupby(of_family, key=lambda pair: f"{label(pair.name)} / {label(pair.base)}"):
-            first, *others = of_pair
-            own = title if [*first.steps] == [*every] else f"{title}\n{tasks(first.steps)}"
-            lines.append((own, [first, *others]))
+        if not of_family:
+            continue
+        every = dict.fromkeys(env_id for pair in of_family for env_id in pair.steps)
+        lengths = sorted({steps for pair in of_family for steps in pair.steps.values()})
+        lines.append((f"{tasks(every)}; {' or '.join(map(thousands, lengths))} steps", []))
+        for title, group in groupby(of_family, key=lambda pair: f"{label(pair.name)} / {label(pair.base)}"):
+            of_pair = [*group]
+            fewer = "" if [*of_pair[0].steps] == [*every] else f"\n{tasks(of_pair[0].steps)}"
+            lines.append((title + fewer, of_pair))
     if not lines:
         return None
     figure, ((left, right),) = panels_of(1, 2, 10, 1.2 + 0.3 * len(lines), sharey=True)

@@ -165,8 +165,8 @@ def verdicts(results: Results, *families: str, of: tuple[str, ...] = (), short: 
     parts = []
     for names, policies in ((FAMILIES[family], FAMILY_POLICIES[family]) for family in families or FAMILIES):
         env_ids, rows = environments(results, names), []
-        compared = [(name, base) for name, base in against_bases(names) if name in (of or names)]
-        compared = [(name, base) for name, base in compared if name not in VARIANTS]
+        shown = {*(of or names)} - {*VARIANTS}
+        compared = [(name, base) for name, base in against_bases(names) if name in shown]
         for (name, base), policy in itertools.product(compared, policies):
             ratios, counts = ratios_of_means(results, name, base, policy)
             if not ratios or (short and policy == "stochastic"):
@@ -274,13 +274,6 @@ def search_table(results: Results) -> str:
     return markdown(header, rows)
 
 
-METRICS = {
-    "training": "training",
-    "deterministic": "deterministic policy",
-    "stochastic": "stochastic policy",
-}
-
-
 def reference_table(results: Results, reference: list[dict]) -> str:
     """Published returns beside ours in the same metric and at as many steps: of the algorithm if it is here, or all."""
     rows = []
@@ -294,7 +287,7 @@ def reference_table(results: Results, reference: list[dict]) -> str:
             published = f"{row['algorithm']} {value}" + (f" ({row['seeds']} seeds)" if row["seeds"] else "")
             where = env_id if env_id == row["env_id"] else f"{env_id}; published: {row['env_id']}"
             steps = dict.fromkeys(thousands(n) for n in (limit, int(row["steps"])))
-            rows.append([where, "; published: ".join(steps), METRICS[row["metric"]], published, ours])
+            rows.append([where, "; published: ".join(steps), row["metric"], published, ours])
     return markdown(["Environment", "steps", "return", "published", "here"], rows)
 
 
@@ -337,9 +330,9 @@ def minutes_table(results: Results, *families: str) -> str:
     """The minutes of cost_table by algorithm: from the quickest environment to the slowest."""
     rows = []
     for name in (name for family in families for name in FAMILIES[family] if name in results and name not in VARIANTS):
-        found = {env_id: at_equal_steps(results, (name,), env_id) for env_id in environments(results, (name,))}
         of_steps: dict[int, list[float]] = {}
-        for limit, curves in found.values():
+        for env_id in environments(results, (name,)):
+            limit, curves = at_equal_steps(results, (name,), env_id)
             of_steps.setdefault(limit, []).append(minutes(curves[name]))
         rows += [
             [label(name), thousands(limit), " to ".join(dict.fromkeys(f"{fold(each):.0f}" for fold in (min, max)))]

@@ -1,7 +1,9 @@
 """Episodes of a saved run: returns of every seed and policy, and a video.
 
-python -m harness.show runs/RUN             ten episodes of each policy, other start states than training's
-python -m harness.show runs/RUN --video     and a video of one episode
+  python -m harness.show runs/RUN             ten episodes of each policy, other start states than training's
+  python -m harness.show runs/RUN --video     and a video of one episode
+
+Docs: docs/runs.md
 """
 
 import dataclasses

@@ -12,6 +12,7 @@ import gymnasium as gym
 import jax
 import numpy as np
 import pytest
+import tyro
 
 from envs import UserError, stage
 from harness import RunFolder, show, video
@@ -184,3 +185,10 @@ def test_a_video_draws_anew_at_every_step(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "open_writer", lambda *_: contextlib.nullcontext(lambda frame: None))
     video.film(stage, lambda obs, key: keys.append(tuple(jax.random.key_data(key).tolist())), 0, tmp_path, np.inf)
     assert len(set(keys)) == len(keys) == 4
+
+
+def test_help_shows_each_command_on_its_line(capsys):
+    with pytest.raises(SystemExit):
+        tyro.cli(show.Settings, description=show.__doc__, args=["--help"])
+    commands = [line for line in show.__doc__.splitlines() if "python -m" in line]
+    assert len(commands) == 2 and {*commands} <= {*capsys.readouterr().out.splitlines()}
