@@ -34,6 +34,7 @@ from benchmarks.speed import facts
 from benchmarks.tables import bandit_table
 from common import replay
 from common.distributions import gaussian_log_prob
+from harness.cli import one_line_errors
 
 BOUND = 4.0  # actions lie in [-4, 4]^A; u = x / 4 is what the policies act with
 
@@ -332,4 +333,5 @@ def main(settings: Settings) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    with one_line_errors():
+        main(tyro.cli(Settings, description=__doc__))

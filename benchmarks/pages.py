@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.results import Results, load, with_own_algorithms
 from benchmarks.tables import TABLES, TRAINING
-from benchmarks.work import ROOT, may_be_cut
+from benchmarks.work import ROOT
 from envs import UserError
 from harness.cli import one_line_errors
 
@@ -78,7 +78,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help="a folder of your own results, as export.py --results wrote it")
     parser.add_argument("--tables", action="store_true", help="write the tables only")
     options = parser.parse_args()
-    with one_line_errors(), may_be_cut():
+    with one_line_errors():
         make_pages(options)
     return 0
 

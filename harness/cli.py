@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 import re
+import signal
 import sys
 import typing
 from collections.abc import Callable
@@ -59,12 +60,24 @@ def check_jax() -> None:
 
 
 class one_line_errors:
-    """Ends the process with one line and the right status where a `with` block meets an error of ours."""
+    """Ends the process with one line and the right status where a `with` block meets an error of ours.
+
+    And without a traceback where who read the output is gone, as in `| head -1`.
+    """
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, traceback):
+        if error is None or isinstance(error, BrokenPipeError | SystemExit):
+            cut = isinstance(error, BrokenPipeError)
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError:
+                cut = True
+            if cut:
+                sys.stdout = open(os.devnull, "w")  # what Python flushes at its end
+                sys.exit(128 + signal.SIGPIPE)
         if isinstance(error, UserError | RunFolderError):
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2 if isinstance(error, UserError) else 1)

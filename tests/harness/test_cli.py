@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 
 import gymnasium as gym
 import jax
@@ -17,7 +18,7 @@ from envs import UserError
 from harness import Experiment, RunFolder, cli
 from harness.folder import RunFolderError
 from harness.lock import lock
-from tests.running import SCRIPTS, TIMEOUT, TINY, command, enter, environment, known, module_of, run, small
+from tests.running import ROOT, SCRIPTS, TIMEOUT, TINY, command, enter, environment, known, module_of, run, small
 
 
 class Spaces(gym.Env):
@@ -344,6 +345,15 @@ def test_an_output_that_nobody_reads(tmp_path):
     assert process.wait(timeout=TIMEOUT) == 0 and error == ""
     (folder,) = tmp_path.iterdir()
     assert RunFolder(folder).status() == "finished"
+
+
+@pytest.mark.parametrize("words", [["sac_jax.py"], ["-m", "harness.show"], ["-m", "benchmarks.bandit"]])
+def test_a_help_that_nobody_reads(words):
+    process = subprocess.Popen(
+        [sys.executable, *words, "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.communicate(timeout=TIMEOUT)[1] == ""
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
