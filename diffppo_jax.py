@@ -66,7 +66,7 @@ class Args(Experiment):  # which has env_id, seed, num_envs, total_timesteps, ev
     prior_std: float = 0.5
     """nu, standard deviation of the prior that the chain starts from"""
     initial_beta_first: float = 0.05
-    """initial beta_1, of the last denoising step (the smallest noise level)"""
+    """initial beta_1, of the last denoising step (the smallest noise level; unused with one step)"""
     initial_beta_last: float = 0.6
     """initial beta_K, of the first denoising step (the largest); levels in between are spaced linearly"""
     prediction: Literal["action", "noise"] = "noise"

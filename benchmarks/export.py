@@ -122,10 +122,10 @@ def read_run(path: Path, allow_dirty: bool = False, allow_unfinished: bool = Fal
     if (any(states) or None in states) and not allow_dirty:
         files = ", ".join(sorted({name for version in ran for name in version.get("git_changes", ())}))
         why = f"not committed as it ran: {files or 'its code'}" if any(states) else "its commit is unknown"
-        raise UserError(f"{path} cannot be traced to a commit ({why}); --allow-dirty exports it")
+        raise UserError(f"{path} cannot be traced to a commit ({why}); export --allow-dirty takes it")
     if (status := folder.status()) != "finished" and not allow_unfinished:
         why = "has not finished" if status == "unfinished" else "has a seed that was stopped by NaN or infinity"
-        raise UserError(f"{path} {why}; --allow-unfinished exports what is there")
+        raise UserError(f"{path} {why}; export --allow-unfinished takes what is there")
     constants = {name: stored[name] for name in ("env_id", "exp_name", "script")}
     constants["arguments"] = arguments(stored["script"], stored)
     rows = []

@@ -5,7 +5,8 @@
 
 N environments run side by side for one agent; under `jax.vmap` over S agents all leaves get a leading axis `[S, ..]`.
 Actions lie in [-1, 1]; the environment layer rescales them to the environment's own bounds. Episodes restart by
-themselves. Both functions are pure and may be called inside jit, scan and vmap.
+themselves. Both functions may be called inside jit, scan and vmap. They are pure where the environment is written in
+JAX; an environment on the host goes on from where it is, whatever the state says.
 """
 
 import difflib

@@ -29,7 +29,7 @@ def load_agent(
     of the environment, flattened to `[O]` or as it is, or a batch of them (of a dictionary one of arrays).
 
     Raises:
-      UserError: the folder is no run with saved agents, has no such seed, or the seed was stopped by NaN or infinity.
+      UserError: the folder is no run with saved agents, has no such seed, or that seed's parameters are not finite.
     """
     folder = RunFolder(run)
     module = folder.script()

@@ -3,7 +3,7 @@
 RUN/checkpoints/{step}/, the last two:
   agent/, rest/    the agents, and all else of the training state (Orbax, no pickle)
   facts/           what is not in the training state: environments on the host, evaluations, counters (JSON)
-  seal.json        size and SHA-256 of every file
+  seal.json        size and SHA-256 of every file in these three
 
 Orbax writes in the background beside the final place and renames at the end. It does not notice a flipped bit in an
 array's data, and it does not force files to disk: before it renames, what it has written is forced to disk and sealed.

@@ -61,7 +61,7 @@ class Experiment:
     run_name: str | None = option(None, computes=False)
     """fixed name of the run's folder, instead of one with the time; an existing run is continued"""
     checkpoint_frequency: int = option(50_000, may_change=True, computes=False)
-    """environment steps between checkpoints; 0: only at the end"""
+    """environment steps between checkpoints; 0: only at the end and after a signal"""
     resume: str | None = option(None, may_change=True, computes=False)
     """folder of a run: continue it there, with the arguments stored in it"""
 
