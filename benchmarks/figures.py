@@ -128,7 +128,7 @@ def aggregate_figure(results: Results) -> Figure | None:
             said = "\n".join(f"{pair.policy}: p = {pair.p:.2g}, {span(pair.seeds)} seeds" for pair in in_order)
             right.annotate(said, (1.02, row), xycoords=("axes fraction", "data"), fontsize=6, va="center")
     for axis, equal, title in (
-        (left, 1.0, "IQM of score / base's mean"),
+        (left, 1.0, "IQM, over the base's"),
         (right, 0.5, "probability of improvement"),
     ):
         axis.axvline(equal, color="black", linestyle=":", linewidth=1)

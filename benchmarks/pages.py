@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.results import Results, load, with_own_algorithms
-from benchmarks.tables import TABLES, TRAINING
+from benchmarks.tables import TABLES, TRAINING, verdict_in_words
 from benchmarks.work import ROOT
 from envs import UserError
 from harness.cli import one_line_errors
@@ -26,6 +26,7 @@ MARKERS = re.compile(
     r"(?P<begin><!-- (?:table (?P<table>[a-z-]+)|figure (?P<figure>\w+): (?P<caption>.*?)) -->\n).*?<!-- end -->",
     re.DOTALL,
 )
+SENTENCE = re.compile(r"(<!-- verdict ([\w.]+)\s+/\s+([\w.]+)\s+(\w+)\s+-->).*?(<!-- end -->)", re.DOTALL)
 
 
 def pages(root: Path) -> list[Path]:
@@ -35,7 +36,7 @@ def pages(root: Path) -> list[Path]:
 
 
 def filled(text: str, place: Path, results: Results, folder: Path, figures: Path) -> str:
-    """A page's text with its tables and links to figures made anew. Raises UserError for a table that nobody makes.
+    """A page's text with tables, links to figures and verdicts in sentences made anew. Raises UserError: no such table.
 
     Args:
       place: the folder of the page. folder: the benchmarks folder. figures: the folder of the figures.
@@ -53,7 +54,11 @@ def filled(text: str, place: Path, results: Results, folder: Path, figures: Path
             content = f"No results for the figure '{match['figure']}' yet."
         return f"{match['begin']}\n{content}\n\n<!-- end -->"
 
-    return MARKERS.sub(replace, text)
+    def say(match):
+        begin, *of, end = match.groups()
+        return f"{begin}{verdict_in_words(results, *of)}{end}"
+
+    return SENTENCE.sub(say, MARKERS.sub(replace, text))
 
 
 def own_page(results: Results, folder: Path, figures: Path) -> str:

@@ -275,6 +275,17 @@ def normalised_iqm(sample: Sample, base: Sample) -> np.ndarray:
     return iqm([x / y.mean(axis=-1, keepdims=True) for x, y in zip(sample, base, strict=True)])
 
 
+def iqm_ratio(sample: Sample, base: Sample) -> np.ndarray:
+    """The normalised IQM over the base's own, which need not be 1: an IQM is no mean."""
+    return normalised_iqm(sample, base) / normalised_iqm(base, base)
+
+
+def mean_ratio(sample: Sample, base: Sample) -> np.ndarray:
+    """Geometric mean over environments of the ratios of the mean scores; NaN where one is not positive."""
+    ratios = np.stack([x.mean(axis=-1) / y.mean(axis=-1) for x, y in zip(sample, base, strict=True)])
+    return np.exp(np.log(np.where(ratios > 0, ratios, np.nan)).mean(axis=0))
+
+
 def probability_of_improvement(sample: Sample, base: Sample) -> np.ndarray:
     """Mean over environments of P(X > Y) + P(X = Y) / 2 for a random seed of each (Agarwal et al., 2108.13264)."""
     means = []
@@ -323,9 +334,12 @@ def _interval(statistic: Callable[..., np.ndarray], *samples: tuple[tuple[float,
 
 
 def band(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile band of the mean over seeds of curves `[S, T]`, S > 1: lower and upper, each `[T]`."""
-    found = stats.bootstrap((returns,), np.mean, n_resamples=2000, method="percentile", rng=0)
-    return found.confidence_interval
+    """95 % band of the mean over seeds of curves `[S, T]`, S > 1: lower and upper, each `[T]`.
+
+    Student's t: a percentile bootstrap of five seeds would hold the mean in 83 % of all cases.
+    """
+    half = stats.t.ppf(0.975, len(returns) - 1) * stats.sem(returns, axis=0)
+    return returns.mean(axis=0) - half, returns.mean(axis=0) + half
 
 
 @dataclass(frozen=True)
@@ -337,8 +351,8 @@ class Pair:
     policy: str
     steps: dict[str, int]
     seeds: list[int]  # how many, each number once
-    iqm: Estimate
-    base_iqm: float
+    iqm: Estimate  # over the base's
+    mean_ratio: Estimate
     improvement: Estimate
     p: float
     higher: bool  # by the test that p is of
@@ -378,10 +392,9 @@ def compare(results: Results, name: str, base: str, policy: str) -> Pair | None:
             steps[env_id] = limit
     if not steps:
         return None
-    iqm_of, improvement_of = (
+    estimates = (
         (float(statistic(ours, theirs)), *interval(statistic, ours, theirs))
-        for statistic in (normalised_iqm, probability_of_improvement)
+        for statistic in (iqm_ratio, mean_ratio, probability_of_improvement)
     )
     seeds = sorted({len(values) for values in ours + theirs})
-    base_iqm = float(normalised_iqm(theirs, theirs))
-    return Pair(name, base, policy, steps, seeds, iqm_of, base_iqm, improvement_of, *rank_sum_test(ours, theirs))
+    return Pair(name, base, policy, steps, seeds, *estimates, *rank_sum_test(ours, theirs))

@@ -160,23 +160,48 @@ def verdicts(results: Results, *families: str, of: tuple[str, ...] = (), short: 
     Args:
       families: all, if none is named.
       of: algorithms whose pairs are shown, if not all.
-      short: without the stochastic policy and the probability of improvement.
+      short: without the stochastic policy, the mean ratio and the probability of improvement.
     """
-    parts = []
+    parts, tests = [], []
     for names, policies in ((FAMILIES[family], FAMILY_POLICIES[family]) for family in families or FAMILIES):
         env_ids, rows = environments(results, names), []
+        policies = [*dict.fromkeys((*policies, *POLICIES[:2]))]
         shown = {*(of or names)} - {*VARIANTS}
         compared = [(name, base) for name, base in against_bases(names) if name in shown]
         for (name, base), policy in itertools.product(compared, policies):
             ratios, counts = ratios_of_means(results, name, base, policy)
             if not ratios or (short and policy == "stochastic"):
                 continue
-            verdict = verdict_of(compare(results, name, base, policy), ratios)
+            pair = compare(results, name, base, policy)
+            verdict = verdict_of(pair, ratios)
             each = [f"{ratios[env_id]:.2f}" if env_id in ratios else "-" for env_id in env_ids]
-            rows.append([f"{label(name)} / {label(base)}", policy, span(counts), *verdict[: 3 if short else 4], *each])
-        header = ["algorithm / base", "return", "seeds", "verdict", "p", "IQM", *["P"] * (not short), *env_ids]
-        parts.append(markdown(header, rows))
+            rows.append([f"{label(name)} / {label(base)}", policy, span(counts), *verdict[: 3 if short else 5], *each])
+            tests += [(pair.p, f"{rows[-1][0]}, {policy}")] if pair else []
+        wide = [] if short else ["mean ratio", "P"]
+        parts.append(markdown(["algorithm / base", "return", "seeds", "verdict", "p", "IQM", *wide, *env_ids], rows))
+    if len(tests) > 1 and not families:
+        remain = "; ".join(holm(tests)) or "none"
+        parts.append(f"With p <= 0.05 by Holm's correction for all {len(tests)} tests above: {remain}.")
     return "\n\n".join(part for part in parts if part)
+
+
+def holm(tests: list[tuple[float, str]], level: float = 0.05) -> list[str]:
+    """The names of the tests, p and name each, that remain where the level is that of all of them together."""
+    remain = []
+    for i, (p, name) in enumerate(sorted(tests)):
+        if p > level / (len(tests) - i):
+            break
+        remain.append(name)
+    return remain
+
+
+def verdict_in_words(results: Results, name: str, base: str, policy: str) -> str:
+    """'undecided, 1.20 (0.93 to 1.56), p = 0.34': verdict, IQM and p of a pair, for a sentence."""
+    pair = compare(results, name, base, policy)
+    if pair is None:
+        return "no results yet"
+    word, p, iqm_of, *_ = verdict_of(pair, ratios_of_means(results, name, base, policy)[0])
+    return f"{word}, {iqm_of}, p {'< 0.001' if pair.p < 0.001 else f'= {p}'}"
 
 
 def ratios_of_means(results: Results, name: str, base: str, policy: str) -> tuple[dict[str, float], set[int]]:
@@ -195,24 +220,24 @@ LEVEL, FEWEST_LEVEL = (0.8, 1.25), 5
 
 
 def verdict_of(pair: Pair | None, ratios: dict[str, float]) -> list[str]:
-    """Verdict, p, IQM and probability of improvement.
+    """Verdict, p, IQM, mean ratio and probability of improvement.
 
     Better or behind where the exact stratified rank-sum test has p <= 0.05 on both sides together. No difference found
-    is no equality shown: level only with FEWEST_LEVEL seeds of both, the whole interval of the IQM within LEVEL of the
-    base's IQM, and the ratio of the means on every environment within LEVEL, which the IQM may have cut off; else
-    undecided. `ratios`: of the means, by environment, also where there are too few seeds for a verdict.
+    is no equality shown: level only with FEWEST_LEVEL seeds of both, the whole interval of the IQM within LEVEL, and
+    the ratio of the means on every environment within LEVEL, which the IQM may have cut off; else undecided. `ratios`:
+    of the means, by environment, also where there are too few seeds for a verdict.
     """
     if pair is None:
-        return [f"none: fewer than {FEWEST_SEEDS} seeds", "-", "-", "-"]
-    low, high = (end / pair.base_iqm for end in pair.iqm[1:])  # an IQM is no mean: the base's own need not be 1
+        return [f"none: fewer than {FEWEST_SEEDS} seeds", "-", "-", "-", "-"]
     if pair.p <= 0.05:
         word = "**better**" if pair.higher else "**behind**"
     else:
         equal = min(pair.seeds) >= FEWEST_LEVEL
-        equal &= all(LEVEL[0] <= x <= LEVEL[1] for x in (low, high, *(ratios[env_id] for env_id in pair.steps)))
+        equal &= all(LEVEL[0] <= x <= LEVEL[1] for x in (*pair.iqm[1:], *(ratios[env_id] for env_id in pair.steps)))
         word = "level" if equal else "undecided"
     where = "" if [*pair.steps] == [*ratios] else f" on {', '.join(pair.steps)}"
-    return [f"{word}{where}", f"{pair.p:.2g}", estimate(*pair.iqm), estimate(*pair.improvement)]
+    estimates = (estimate(*of) for of in (pair.iqm, pair.mean_ratio, pair.improvement))
+    return [f"{word}{where}", f"{pair.p:.2g}", *estimates]
 
 
 def seeds_table(results: Results, family: str) -> str:

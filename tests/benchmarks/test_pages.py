@@ -42,14 +42,17 @@ def with_every_table(root):
 
 def test_pages(checkout, call):
     path, folder = with_every_table(checkout), checkout / "benchmarks"
-    (folder / "README.md").write_text("<!-- figure aggregate: A caption -->\n<!-- end -->\n")
+    sentence = "DiffSAC is <!-- verdict diffsac_jax /\nsac_jax stochastic -->{}<!-- end -->.\n"
+    figure = "<!-- figure aggregate: A caption -->\n"
+    (folder / "README.md").write_text(f"{sentence.format('of old')}{figure}<!-- end -->\n")
     assert call("--root", checkout)[0] == 0
     page = path.read_text()
     assert page.startswith("Top\n") and page.endswith("End\n")
     assert re.findall(r"No results for the table '(.*)'", page) == ["verdicts-crossq"]  # which has no made up runs
     assert page.count("|---|") >= len(TABLES) - 1
     linked = (folder / "README.md").read_text()
-    assert linked == "<!-- figure aggregate: A caption -->\n\n![A caption](figures/aggregate.png)\n\n<!-- end -->\n"
+    said = sentence.format("**better**, 1.99 (1.97 to 2.00), p = 0.005")
+    assert linked == f"{said}{figure}\n![A caption](figures/aggregate.png)\n\n<!-- end -->\n"
     # Results elsewhere get a page and figures of their own, and leave those of the checkout alone.
     assert call("--results", folder / "results")[0] == 0
     own = (folder / "results" / "results.md").read_text()
@@ -116,9 +119,9 @@ def test_algorithms_of_ones_own_stand_beside_those_whose_runs_theirs_are_like(ch
             export.merge(rows, tmp_path)
     assert call("--tables", "--results", tmp_path)[0] == 0
     page = (tmp_path / "results.md").read_text()
-    for kin, own, steps in (("SAC", "my_sac", "150k"), ("PPO", "my_ppo", "600k")):
+    for kin, own, steps, policies in (("SAC", "my_sac", "150k", 2), ("PPO", "my_ppo", "600k", 3)):
         assert f"| Environment | steps | seeds | {kin} | {own} |" in page and f"| Hopper-v4 | {own} | {steps} |" in page
-        assert page.count(f"\n| {own} / {kin} | ") == page.count(f"\n| {own} / ") == 2
+        assert page.count(f"\n| {own} / {kin} | ") == page.count(f"\n| {own} / ") == policies
     assert "ppo_ent0.01 over" not in page and "| ppo_ent0.01 | Hopper-v4 | 120k |" in page
     assert (dict(FAMILIES), dict(ALGORITHMS)) == before
     for path in tmp_path.glob("*.csv"):

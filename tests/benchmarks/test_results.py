@@ -55,10 +55,17 @@ def test_its_p_is_small_as_often_as_it_says():
 
 
 def test_band_by_hand():
-    # Two seeds, 0 and 1: the resampled mean is 0, 1/2 or 1 with probabilities 1/4, 1/2, 1/4, so the 2.5 % and 97.5 %
-    # points are 0 and 1. A curve on which the seeds agree has a band of no width.
+    # Two seeds, 0 and 1: mean and standard error 1/2, t(0.975; 1) = 12.706. A curve on which the seeds agree has
+    # a band of no width.
     low, high = results.band(np.array([[0.0, 3.0], [1.0, 3.0]]))
-    assert low.tolist() == [0.0, 3.0] and high.tolist() == [1.0, 3.0]
+    assert low == pytest.approx([0.5 - 6.353, 3.0], abs=1e-3) and high == pytest.approx([0.5 + 6.353, 3.0], abs=1e-3)
+
+
+def test_a_band_of_five_seeds_holds_the_mean():
+    """In 95 % of all curves; the noise of 4000 is 0.0034."""
+    drawn = np.random.default_rng(0).normal(1.0, 0.3, (5, 4000))
+    low, high = results.band(drawn)
+    assert np.mean((low <= 1.0) & (high >= 1.0)) == pytest.approx(0.95, abs=0.01)
 
 
 def test_interval_is_stratified():
@@ -83,6 +90,22 @@ def test_samples_and_environments_are_resampled_apart():
 
 def test_scores_are_divided_by_the_bases_mean():
     assert results.normalised_iqm([np.array([2.0])], [np.array([1.0, 1.0, 4.0])]) == 1.0
+
+
+def test_equals_have_a_ratio_of_1():
+    """Also where the scores are skewed, whose interquartile mean is not their mean."""
+    skewed = [np.array([1.0, 1.0, 1.0, 9.0]), np.array([2.0, 2.0, 2.0, 10.0])]
+    assert results.normalised_iqm(skewed, skewed) < 0.6
+    assert results.iqm_ratio(skewed, skewed) == 1.0
+    assert results.iqm_ratio([3 * x for x in skewed], skewed) == pytest.approx(3.0)
+
+
+def test_the_mean_ratio_weighs_environments_alike():
+    """Four times and the same are twice, however many seeds; a half and twice are equal."""
+    base = [np.array([1.0, 3.0]), np.full(5, 7.0)]
+    assert results.mean_ratio([np.array([8.0]), np.full(3, 7.0)], base) == pytest.approx(2.0)
+    assert results.mean_ratio([np.array([1.0]), np.full(3, 14.0)], base) == pytest.approx(1.0)
+    assert np.isnan(results.mean_ratio([np.array([-1.0]), np.full(3, 14.0)], base))
 
 
 def test_intervals_resample_the_base_too():
