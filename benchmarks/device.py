@@ -20,6 +20,7 @@ from benchmarks import speed
 from benchmarks.rounds import ROOT, Skip, run_process
 from envs import UserError
 from harness import RunFolder, provenance
+from harness.cli import one_line_errors
 
 
 def commands(small: bool) -> list[list[str]]:
@@ -91,4 +92,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

@@ -38,6 +38,7 @@ from typing import Any
 
 from envs import UserError, one_line
 from harness import Experiment, RunFolder
+from harness.cli import one_line_errors
 from harness.experiment import flag, rules
 from harness.scripts import import_script
 
@@ -302,12 +303,14 @@ def main() -> int:
                 continue
             rows = read_run(folder, options.allow_dirty, options.allow_unfinished)
             path = merge(rows, options.results)
-            print(f"{path.name}: {len(rows)} rows from {folder.name}")
         except (UserError, OSError) as error:
             refused += 1
             print(f"error: {error}", file=sys.stderr)
+            continue
+        print(f"{path.name}: {len(rows)} rows from {folder.name}")
     return 2 if refused else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

@@ -123,8 +123,8 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     parser.add_argument("--theta", type=float, default=0.4, help="direction of the first target, radians")
     parser.add_argument("--figure", type=Path, default=Path(__file__).parent / "figures" / "hidden.png")
-    options = parser.parse_args()
     with one_line_errors():
+        options = parser.parse_args()
         samples = [sample(run, options.theta, 2000) for run in options.runs]
         draw(samples, options.theta, options.figure)
 

@@ -160,8 +160,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="a finished run; of several seeds the median")
     parser.add_argument("place", type=Path, help="the folder to make")
-    options = parser.parse_args()
     with one_line_errors():
+        options = parser.parse_args()
         try:
             run, seed = median(options.runs)
             keep(run, seed, options.place)

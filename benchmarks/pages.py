@@ -26,7 +26,7 @@ MARKERS = re.compile(
     r"(?P<begin><!-- (?:table (?P<table>[a-z-]+)|figure (?P<figure>\w+): (?P<caption>.*?)) -->\n).*?<!-- end -->",
     re.DOTALL,
 )
-SENTENCE = re.compile(r"(<!-- verdict ([\w.]+)\s+/\s+([\w.]+)\s+(\w+)\s+-->).*?(<!-- end -->)", re.DOTALL)
+SENTENCE = re.compile(r"(<!-- verdict (?P<pair>.*?) -->)(?:(?!<!--).)*(<!-- end -->)?", re.DOTALL)
 
 
 def pages(root: Path) -> list[Path]:
@@ -36,7 +36,9 @@ def pages(root: Path) -> list[Path]:
 
 
 def filled(text: str, place: Path, results: Results, folder: Path, figures: Path) -> str:
-    """A page's text with tables, links to figures and verdicts in sentences made anew. Raises UserError: no such table.
+    """A page's text with tables, links to figures and verdicts in sentences made anew.
+
+    Raises UserError for a table or a verdict that nobody makes.
 
     Args:
       place: the folder of the page. folder: the benchmarks folder. figures: the folder of the figures.
@@ -55,8 +57,10 @@ def filled(text: str, place: Path, results: Results, folder: Path, figures: Path
         return f"{match['begin']}\n{content}\n\n<!-- end -->"
 
     def say(match):
-        begin, *of, end = match.groups()
-        return f"{begin}{verdict_in_words(results, *of)}{end}"
+        of = re.fullmatch(r"(\S+) / (\S+) (\S+)", " ".join(match["pair"].split()))
+        if not of or not match[3]:
+            raise UserError(f"a page in {place} has a verdict without its form or its end: {match['pair']!r}")
+        return f"{match[1]}{verdict_in_words(results, *of.groups())}{match[3]}"
 
     return SENTENCE.sub(say, MARKERS.sub(replace, text))
 
@@ -82,9 +86,8 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="checkout that holds the results and the pages")
     parser.add_argument("--results", type=Path, help="a folder of your own results, as export.py --results wrote it")
     parser.add_argument("--tables", action="store_true", help="write the tables only")
-    options = parser.parse_args()
     with one_line_errors():
-        make_pages(options)
+        make_pages(parser.parse_args())
     return 0
 
 

@@ -57,6 +57,7 @@ from benchmarks.rounds import (
 from common import replay
 from envs import make_env
 from harness import provenance
+from harness.cli import one_line_errors
 
 COLUMNS = ("quantity", "value", "how", "commit", "device", "versions")
 
@@ -275,4 +276,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

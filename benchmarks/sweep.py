@@ -26,8 +26,9 @@ from typing import Any
 
 from benchmarks.standing import Stand, look, outlook, table
 from benchmarks.suites import ENGINES, SUITES, Job, jobs_of, read_suites
-from benchmarks.work import Work, may_be_cut
+from benchmarks.work import Work
 from envs import UserError
+from harness.cli import one_line_errors
 
 
 def say(line: str) -> None:
@@ -172,12 +173,11 @@ def main() -> int:
     stopped = [stand.failure for stand in stands if stand.state == "stopped"]
     todo = [stand for stand in stands if stand.to_do]
     if options.dry_run or options.status:
-        with may_be_cut():
-            if options.status:
-                print(table(stands))
-            else:
-                print("\n".join(f"# {line}" for line in (*outlook(stands), *stopped)))
-                print("\n".join(shlex.join([sys.executable, *stand.work.words]) for stand in todo))
+        if options.status:
+            print(table(stands))
+        else:
+            print("\n".join(f"# {line}" for line in (*outlook(stands), *stopped)))
+            print("\n".join(shlex.join([sys.executable, *stand.work.words]) for stand in todo))
         return 0
     say("\n".join(outlook(stands)))
     report = Report(todo, runs, engine)
@@ -193,4 +193,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

@@ -36,6 +36,7 @@ from benchmarks.results import (
     speed,
     stem,
 )
+from envs import UserError
 from harness import RunFolder
 from harness.experiment import flag
 
@@ -114,7 +115,7 @@ def settings_text(arguments: str) -> str:
 
 
 def estimate(value: float, low: float, high: float) -> str:
-    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+    return f"{value:.2f} ({low:.2f} to {high:.2f})" if np.isfinite((value, low, high)).all() else "-"
 
 
 # -------------------------------------------------------------------------------------------------------------- scores
@@ -163,9 +164,9 @@ def verdicts(results: Results, *families: str, of: tuple[str, ...] = (), short: 
       short: without the stochastic policy, the mean ratio and the probability of improvement.
     """
     parts, tests = [], []
-    for names, policies in ((FAMILIES[family], FAMILY_POLICIES[family]) for family in families or FAMILIES):
+    for family in families or FAMILIES:
+        names, policies = FAMILIES[family], dict.fromkeys((*FAMILY_POLICIES[family], *POLICIES[:2]))
         env_ids, rows = environments(results, names), []
-        policies = [*dict.fromkeys((*policies, *POLICIES[:2]))]
         shown = {*(of or names)} - {*VARIANTS}
         compared = [(name, base) for name, base in against_bases(names) if name in shown]
         for (name, base), policy in itertools.product(compared, policies):
@@ -176,7 +177,7 @@ def verdicts(results: Results, *families: str, of: tuple[str, ...] = (), short: 
             verdict = verdict_of(pair, ratios)
             each = [f"{ratios[env_id]:.2f}" if env_id in ratios else "-" for env_id in env_ids]
             rows.append([f"{label(name)} / {label(base)}", policy, span(counts), *verdict[: 3 if short else 5], *each])
-            tests += [(pair.p, f"{rows[-1][0]}, {policy}")] if pair else []
+            tests += [(pair.p, f"{family} {rows[-1][0]}, {policy}")] if pair else []
         wide = [] if short else ["mean ratio", "P"]
         parts.append(markdown(["algorithm / base", "return", "seeds", "verdict", "p", "IQM", *wide, *env_ids], rows))
     if len(tests) > 1 and not families:
@@ -196,11 +197,13 @@ def holm(tests: list[tuple[float, str]], level: float = 0.05) -> list[str]:
 
 
 def verdict_in_words(results: Results, name: str, base: str, policy: str) -> str:
-    """'undecided, 1.20 (0.93 to 1.56), p = 0.34': verdict, IQM and p of a pair, for a sentence."""
+    """'undecided, 1.20 (0.93 to 1.56), p = 0.34': verdict, IQM and p of a pair, for a sentence. Raises UserError."""
+    if not {name, base} <= {*ALGORITHMS} or policy not in POLICIES:
+        raise UserError(f"a page asks for the verdict {name} / {base} {policy}, which nobody makes")
     pair = compare(results, name, base, policy)
-    if pair is None:
-        return "no results yet"
     word, p, iqm_of, *_ = verdict_of(pair, ratios_of_means(results, name, base, policy)[0])
+    if pair is None:
+        return word
     return f"{word}, {iqm_of}, p {'< 0.001' if pair.p < 0.001 else f'= {p}'}"
 
 

@@ -162,4 +162,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from harness.cli import one_line_errors
+
+    with one_line_errors():
+        sys.exit(main())

@@ -114,20 +114,6 @@ def signals(obey: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def may_be_cut() -> Iterator[None]:
-    """What is printed meanwhile may be cut by `| head`, which ends the process without a traceback.
-
-    Not for longer: asyncio, which Orbax uses, counts on SIGPIPE being ignored and is ended by it otherwise.
-    """
-    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    try:
-        yield
-        sys.stdout.flush()
-    finally:
-        signal.signal(signal.SIGPIPE, before)
-
-
 def end_of(log: Path) -> tuple[int | None, str]:
     """The exit status that a log ends with, None where the run goes on or was killed; and the run's last line."""
     if not log.exists():

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 import re
+import select
 import signal
 import sys
 import typing
@@ -70,7 +71,7 @@ class one_line_errors:
 
     def __exit__(self, kind, error, traceback):
         if error is None or isinstance(error, BrokenPipeError | SystemExit):
-            cut = isinstance(error, BrokenPipeError)
+            cut = isinstance(error, BrokenPipeError) and nobody_reads()  # a simulator's pipe may break, too
             try:
                 sys.stdout.flush()
             except BrokenPipeError:
@@ -86,6 +87,16 @@ class one_line_errors:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             print(f"error: out of memory: {one_line(error)[:200]}", file=sys.stderr)
             sys.exit(1)
+
+
+def nobody_reads() -> bool:
+    """Whether the output is a pipe whose other end is closed."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout, select.POLLOUT)
+    except (OSError, ValueError):  # no file at all
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def parse(Args: type[Experiment], words: list[str]) -> Experiment:

@@ -34,6 +34,21 @@ def call(monkeypatch, capsys):
     return call
 
 
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "<!-- verdict diffsac_jax/sac_jax deterministic -->of old<!-- end -->",
+        "<!-- verdict diffsac_jax / sac_jax -->of old<!-- end -->",
+        "<!-- verdict diffsac_jax / sac_jax deterministic -->of old\n\nMore.\n",
+        "<!-- verdict diffsac / sac_jax deterministic -->of old<!-- end -->",
+    ],
+)
+def test_a_verdict_that_cannot_be_filled_in(checkout, call, sentence):
+    (checkout / "README.md").write_text(page := f"{sentence} <!-- table off-policy -->\n<!-- end -->\n")
+    status, printed = call("--root", checkout)
+    assert status == 2 and "verdict" in printed.err and (checkout / "README.md").read_text() == page
+
+
 def with_every_table(root):
     lines = "".join(f"<!-- table {name} -->\n<!-- end -->\n" for name in TABLES)
     (root / "README.md").write_text(f"Top\n{lines}End\n")

@@ -411,7 +411,7 @@ def test_a_list_that_is_cut():
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     _, error = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == -signal.SIGPIPE and error == ""
+    assert process.returncode == 128 + signal.SIGPIPE and error == ""
 
 
 @pytest.fixture

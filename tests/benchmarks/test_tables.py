@@ -4,9 +4,13 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
+import pytest
+
 from benchmarks import export, tables
 from benchmarks.pages import ROOT
 from benchmarks.results import Pair, load, read_rows
+from envs import UserError
 from tests.benchmarks.conftest import made_up_rows
 from tests.benchmarks.untrained import evaluated_run
 
@@ -112,7 +116,22 @@ def test_holms_correction_by_hand():
 def test_a_verdict_in_words(results):
     words = tables.verdict_in_words(results, "diffsac_jax", "sac_jax", "deterministic")
     assert words == "**better**, 1.99 (1.97 to 2.00), p = 0.005"
-    assert tables.verdict_in_words(results, "diffsac_jax", "crossq_jax", "deterministic") == "no results yet"
+    certain = {name: {e: results[name][e] * 2 for e in results[name]} for name in ("sac_jax", "diffsac_jax")}
+    assert tables.verdict_in_words(certain, "diffsac_jax", "sac_jax", "deterministic").endswith(", p < 0.001")
+    assert tables.verdict_in_words(results, "diffsac_jax", "crossq_jax", "deterministic").startswith("none: fewer than")
+    for name, policy in (("diffsac", "deterministic"), ("diffsac_jax", "determined")):
+        with pytest.raises(UserError, match="which nobody makes"):
+            tables.verdict_in_words(results, name, "sac_jax", policy)
+    # Six seeds of each: p = 4e-6, and what remains says of which family it is.
+    below = tables.verdicts(certain).split("\n\n")[-1]
+    assert below == (
+        "With p <= 0.05 by Holm's correction for all 2 tests above:"
+        " off-policy DiffSAC / SAC, deterministic; off-policy DiffSAC / SAC, stochastic."
+    )
+
+
+def test_an_estimate_that_has_no_number_is_a_dash():
+    assert tables.estimate(2.0, np.nan, np.nan) == "-" and tables.estimate(2.0, 1.0, 3.0) == "2.00 (1.00 to 3.00)"
 
 
 def test_short_verdicts_are_of_the_first_policies_without_the_probability_of_improvement(results):

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -347,13 +348,23 @@ def test_an_output_that_nobody_reads(tmp_path):
     assert RunFolder(folder).status() == "finished"
 
 
-@pytest.mark.parametrize("words", [["sac_jax.py"], ["-m", "harness.show"], ["-m", "benchmarks.bandit"]])
-def test_a_help_that_nobody_reads(words):
-    process = subprocess.Popen(
-        [sys.executable, *words, "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("words", [["sac_jax.py"], ["-m", "harness.show"], ["-m", "benchmarks.pages"]])
+def test_a_help_that_nobody_reads(words, buffered):
+    """By tyro, which raises at once, and by argparse, which leaves it to Python's end, or ignores it."""
+    variables = {name: value for name, value in environment().items() if name != "PYTHONUNBUFFERED"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    interpreter = [sys.executable] if buffered else [sys.executable, "-u"]
+    process = subprocess.Popen([*interpreter, *words, "--help"], cwd=ROOT, env=variables, **pipes)
     process.stdout.close()
     assert process.communicate(timeout=TIMEOUT)[1] == ""
+    assert process.returncode == (0 if "benchmarks.pages" in words and not buffered else 128 + signal.SIGPIPE)
+
+
+def test_a_broken_pipe_of_somebody_else():
+    """As of a simulator that has died, while the output is read."""
+    with pytest.raises(BrokenPipeError), cli.one_line_errors():
+        raise BrokenPipeError
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
