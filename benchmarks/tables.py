@@ -155,6 +155,11 @@ def family_table(results: Results, family: str, short: bool = False) -> str:
     return markdown(header, rows, below=below)
 
 
+def every_policy(family: str) -> list[str]:
+    """What a family is shown by, and the stochastic policy, which on-policy stands in the long tables only."""
+    return [*dict.fromkeys((*FAMILY_POLICIES[family], "stochastic"))]
+
+
 def verdicts(results: Results, *families: str, of: tuple[str, ...] = (), short: bool = False) -> str:
     """A table per family: what the test over all tasks says of each pair, and the ratios of the mean scores by task.
 
@@ -165,7 +170,7 @@ def verdicts(results: Results, *families: str, of: tuple[str, ...] = (), short: 
     """
     parts, tests = [], []
     for family in families or FAMILIES:
-        names, policies = FAMILIES[family], dict.fromkeys((*FAMILY_POLICIES[family], *POLICIES[:2]))
+        names, policies = FAMILIES[family], every_policy(family)
         env_ids, rows = environments(results, names), []
         shown = {*(of or names)} - {*VARIANTS}
         compared = [(name, base) for name, base in against_bases(names) if name in shown]
@@ -249,7 +254,7 @@ def seeds_table(results: Results, family: str) -> str:
     for env_id in environments(results, FAMILIES[family]):
         limit, curves = at_equal_steps(results, FAMILIES[family], env_id)
         for name, of_name in curves.items():
-            for policy in dict.fromkeys((*FAMILY_POLICIES[family], "stochastic")):
+            for policy in every_policy(family):
                 each = ", ".join(f"{curve.seed}: {number(curve.score(policy))}" for curve in of_name)
                 largest = spread(np.array([curve.maximum(policy) for curve in of_name]))
                 means = score(of_name, policy), score(of_name, "entropy")
